@@ -1,0 +1,281 @@
+"""Every refusal, as a class: the server raises it, the wire carries its status and reason, the caller catches it.
+
+A class names its canonical gRPC status as text, so that importing this module loads no grpc. `identity_client.status`
+packs an error into a status and reads one back out of it. Reasons are those of `identity/v1/errors.proto`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+ERROR_DOMAIN = "identity.v1"
+
+
+class IdentityError(Exception):
+    """A refusal with a canonical status, a stable reason and a sentence that tells the caller what to mend."""
+
+    status: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    sentence: ClassVar[str] = "Something went wrong inside the service."
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or self.sentence)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What ErrorInfo.metadata carries besides; never a secret."""
+        return {}
+
+
+class Internal(IdentityError):
+    """INTERNAL: a defect. The text is constant; *error_id* finds the cause in the log."""
+
+    def __init__(self, message: str = "", error_id: str = "") -> None:
+        super().__init__(message)
+        self.error_id = error_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"error_id": self.error_id}
+
+
+# -- INVALID_ARGUMENT: mend the request ----------------------------------------------------------------------------
+
+
+class InvalidRequest(IdentityError):
+    """INVALID_ARGUMENT: *field* (proto name; empty for the whole message) breaks the rule that the message states."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+    sentence = "A field of the request is missing or out of its range."
+
+    def __init__(self, message: str = "", field: str = "") -> None:
+        super().__init__(f"{field}: {message}" if field and message else message)
+        self.field = field
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"field": self.field} if self.field else {}
+
+
+class MalformedRequest(InvalidRequest):
+    """INVALID_ARGUMENT: the bytes are no message of the request's type."""
+
+    reason = "MALFORMED_REQUEST"
+    sentence = "The request's bytes are not a message of this method's request type."
+
+
+class UnknownAudience(InvalidRequest):
+    """INVALID_ARGUMENT: no service account and no group has this name."""
+
+    reason = "UNKNOWN_AUDIENCE"
+    sentence = "The audience is neither a service account's username nor a configured group."
+
+    def __init__(self, message: str = "", field: str = "audience") -> None:
+        super().__init__(message or self.sentence, field)
+
+
+class ScopeNotGranted(InvalidRequest):
+    """INVALID_ARGUMENT: the account's roles do not grant a scope that was asked for."""
+
+    reason = "SCOPE_NOT_GRANTED"
+    sentence = "A scope was asked for that the account's roles do not grant."
+
+    def __init__(self, message: str = "", field: str = "scopes") -> None:
+        super().__init__(message or self.sentence, field)
+
+
+# -- UNAUTHENTICATED: log in again, or renew -----------------------------------------------------------------------
+
+
+class Unauthenticated(IdentityError):
+    """UNAUTHENTICATED: the caller did not prove who they are. Base class; its subclasses say why."""
+
+    status = "UNAUTHENTICATED"
+
+
+class CredentialsMissing(Unauthenticated):
+    reason = "CREDENTIALS_MISSING"
+    sentence = "This method needs an access token: send metadata 'authorization: Bearer <token>'."
+
+
+class CredentialsMalformed(Unauthenticated):
+    reason = "CREDENTIALS_MALFORMED"
+    sentence = "Send exactly one 'authorization' entry, of the form 'Bearer <token>'."
+
+
+class BadCredentials(Unauthenticated):
+    reason = "BAD_CREDENTIALS"
+    sentence = "The credentials are not valid."
+
+
+class TokenError(Unauthenticated):
+    """UNAUTHENTICATED: a token was refused. Base class of the verifier's refusals."""
+
+
+class TokenMalformed(TokenError):
+    reason = "TOKEN_MALFORMED"
+    sentence = "The text is not an access token of this issuer."
+
+
+class BadSignature(TokenError):
+    reason = "BAD_SIGNATURE"
+    sentence = "The token's signature does not verify."
+
+
+class UnknownKey(TokenError):
+    reason = "UNKNOWN_KEY"
+    sentence = "No published key has the token's key id."
+
+
+class WrongIssuer(TokenError):
+    reason = "WRONG_ISSUER"
+    sentence = "The token was issued by another issuer."
+
+
+class WrongAudience(TokenError):
+    reason = "WRONG_AUDIENCE"
+    sentence = "The token is meant for another service."
+
+
+class TokenExpired(TokenError):
+    reason = "TOKEN_EXPIRED"
+    sentence = "The token has expired: renew it and repeat the call."
+
+
+class TokenNotYetValid(TokenError):
+    reason = "TOKEN_NOT_YET_VALID"
+    sentence = "The token was issued in the future: check the clocks."
+
+
+class TokenRevoked(TokenError):
+    reason = "TOKEN_REVOKED"
+    sentence = "The token was revoked: log in again."
+
+
+class TokenOutdated(TokenError):
+    reason = "TOKEN_OUTDATED"
+    sentence = "The account or its roles changed since the token was issued: renew it and repeat the call."
+
+
+class AuthenticationTooOld(Unauthenticated):
+    reason = "AUTHENTICATION_TOO_OLD"
+    sentence = "This method needs a more recent log-in: log in again."
+
+
+class RefreshInvalid(Unauthenticated):
+    reason = "REFRESH_INVALID"
+    sentence = "The refresh token is not valid: log in again."
+
+
+class RefreshReused(Unauthenticated):
+    reason = "REFRESH_REUSED"
+    sentence = "A spent refresh token was used again, so its session was ended: log in again."
+
+
+class SessionEnded(Unauthenticated):
+    reason = "SESSION_ENDED"
+    sentence = "The session was ended: log in again."
+
+
+class SessionExpired(Unauthenticated):
+    reason = "SESSION_EXPIRED"
+    sentence = "The session has expired: log in again."
+
+
+class StoreSetBack(Unauthenticated):
+    reason = "STORE_SET_BACK"
+    sentence = "The refresh token is newer than the service's database: log in again."
+
+
+# -- PERMISSION_DENIED: ask an admin -------------------------------------------------------------------------------
+
+
+class PermissionMissing(IdentityError):
+    status = "PERMISSION_DENIED"
+    reason = "PERMISSION_MISSING"
+    sentence = "The caller lacks a scope or role that this method needs."
+
+
+class MethodNotGuarded(IdentityError):
+    status = "PERMISSION_DENIED"
+    reason = "METHOD_NOT_GUARDED"
+    sentence = "This method has no access rule and is therefore closed."
+
+
+# -- NOT_FOUND, ALREADY_EXISTS, ABORTED, FAILED_PRECONDITION -------------------------------------------------------
+
+
+class NotFound(IdentityError):
+    """NOT_FOUND. Base class; its subclasses say what is missing."""
+
+    status = "NOT_FOUND"
+
+
+class AccountNotFound(NotFound):
+    reason = "ACCOUNT_NOT_FOUND"
+    sentence = "No account has this id or username."
+
+
+class GrantNotFound(NotFound):
+    reason = "GRANT_NOT_FOUND"
+    sentence = "No session or credential has this id."
+
+
+class AccountAlreadyExists(IdentityError):
+    status = "ALREADY_EXISTS"
+    reason = "ACCOUNT_ALREADY_EXISTS"
+    sentence = "The username is taken."
+
+
+class StateConflict(IdentityError):
+    status = "ABORTED"
+    reason = "STATE_CONFLICT"
+    sentence = "The state changed while the call ran: repeat it."
+
+
+class TokenTooLarge(IdentityError):
+    status = "FAILED_PRECONDITION"
+    reason = "TOKEN_TOO_LARGE"
+    sentence = "The token would not fit its budget: the account has too many roles or scopes."
+
+
+# -- RESOURCE_EXHAUSTED, UNAVAILABLE: wait, repeat -----------------------------------------------------------------
+
+
+class RetryLater(IdentityError):
+    """A refusal that time mends; RetryInfo carries *retry_after_seconds*."""
+
+    def __init__(self, message: str = "", retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Overloaded(RetryLater):
+    status = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+    sentence = "Too much work of this kind is waiting: repeat the call later."
+
+
+class DependencyDown(RetryLater):
+    status = "UNAVAILABLE"
+    reason = "DEPENDENCY_DOWN"
+    sentence = "The service's database does not answer: repeat the call later."
+
+
+class TrustStale(RetryLater):
+    status = "UNAVAILABLE"
+    reason = "TRUST_STALE"
+    sentence = "This service's copy of the revocations is too old to judge the call: repeat it later."
+
+
+def _tree(root: type[IdentityError]) -> list[type[IdentityError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+
+
+_BASES = frozenset({IdentityError, Unauthenticated, TokenError, NotFound, RetryLater})
+
+BY_REASON: dict[str, type[IdentityError]] = {
+    error.reason: error for error in _tree(IdentityError) if error not in _BASES
+}
+"""Reason -> class: the table that a client reads backwards."""

@@ -1,0 +1,26 @@
+"""What a verified access token says. A Claims object exists only after every check of the verifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The claims of one access token (RFC 9068 profile). Times are whole Unix seconds."""
+
+    issuer: str
+    account_id: str  # sub
+    audience: str  # aud
+    expire_time: int  # exp
+    issue_time: int  # iat
+    token_id: str  # jti
+    client_id: str
+    grant_id: str  # sid
+    generation: int  # gen: the account's generation at issue
+    policy_version: int  # pol: the policy version at issue
+    key_id: str  # the header's kid
+    scopes: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    authentication_time: int | None = None  # auth_time: when a person proved who they are
+    authentication_methods: tuple[str, ...] = ()  # amr

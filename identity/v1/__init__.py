@@ -1,0 +1,1 @@
+"""The contract: generated stubs of package identity.v1, and the .proto files beside them."""
