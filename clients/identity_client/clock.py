@@ -1,4 +1,4 @@
-"""The two clocks: wall time decides expiry, monotonic time measures age. Injected everywhere, so that tests own them."""
+"""The two clocks: wall time decides expiry, monotonic time measures age. Injected everywhere: tests own them."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The outcome of a revocation: how many grants fell, and the feed version that tells peers (None: no one to tell)."""
+    """The outcome of a revocation: the grants that fell, and the version that tells peers (None: nobody is told)."""
 
     grant_count: int
     version: int | None
