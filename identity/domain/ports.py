@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from identity_client.tokens.claims import Claims
 from identity_client.trust.entries import Entry
 
 from .values import (
@@ -29,6 +30,17 @@ from .values import (
     Standing,
     TokenIdentity,
 )
+
+
+class Signer(Protocol):
+    """A private key in use; the key itself never leaves it."""
+
+    @property
+    def key_id(self) -> str:
+        """The RFC 7638 thumbprint of its public half."""
+
+    def sign(self, claims: Claims) -> str:
+        """The token's text. *claims* name this key."""
 
 
 class AccountStore(Protocol):

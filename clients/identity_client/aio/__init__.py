@@ -1,0 +1,20 @@
+"""The asyncio face: connect to the identity service, guard servers, know who calls.
+
+    async with aio.Identity.from_env() as identity:
+        server = grpc.aio.server(interceptors=[identity.guard("orders", orders_pb2)])
+"""
+
+from identity_client.aio.environment import ConfigurationError, Connection
+from identity_client.aio.guard import Guard
+from identity_client.aio.identity import Identity, StartError
+from identity_client.principal import Principal, current_principal
+
+__all__ = [
+    "ConfigurationError",
+    "Connection",
+    "Guard",
+    "Identity",
+    "Principal",
+    "StartError",
+    "current_principal",
+]

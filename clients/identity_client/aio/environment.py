@@ -1,0 +1,86 @@
+"""Where the identity service is and who we are to it, read from the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_REQUIRED = ("IDENTITY_ADDRESS", "IDENTITY_CLIENT_ID", "IDENTITY_CLIENT_SECRET_FILE")
+
+
+class ConfigurationError(ValueError):
+    """The settings do not do; *problems* has a sentence for each reason, and never a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach the identity service.
+
+    *address* is host:port (or unix:path). With *ca_certificates* (PEM) the connection is TLS; without, plain text,
+    which is admitted to a loopback address only, unless *is_insecure_allowed*. Raises: ConfigurationError.
+    """
+
+    address: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    ca_certificates: bytes | None = None
+    is_insecure_allowed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ca_certificates is None and not self.is_insecure_allowed and not is_loopback(self.address):
+            raise ConfigurationError(
+                [
+                    f"{self.address} is no loopback address: name the CA's certificate in IDENTITY_CA_FILE, "
+                    "or set IDENTITY_INSECURE=1 to send tokens in plain text"
+                ]
+            )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Connection:
+        """Reads IDENTITY_ADDRESS, IDENTITY_CLIENT_ID, IDENTITY_CLIENT_SECRET_FILE, and, if set, IDENTITY_CA_FILE and
+        IDENTITY_INSECURE. Raises: ConfigurationError, with every problem at once."""
+        problems = [f"{name} is not set" for name in _REQUIRED if not environ.get(name)]
+        secret = _read(environ, "IDENTITY_CLIENT_SECRET_FILE", problems)
+        ca_certificates = _read(environ, "IDENTITY_CA_FILE", problems)
+        if problems:
+            raise ConfigurationError(problems)
+        return cls(
+            address=environ["IDENTITY_ADDRESS"],
+            client_id=environ["IDENTITY_CLIENT_ID"],
+            client_secret=(secret or b"").decode("ascii", "replace").strip(),
+            ca_certificates=ca_certificates,
+            is_insecure_allowed=environ.get("IDENTITY_INSECURE") == "1",
+        )
+
+
+def _read(environ: Mapping[str, str], name: str, problems: list[str]) -> bytes | None:
+    path = environ.get(name)
+    if not path:
+        return None
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        problems.append(f"{name}: {path} cannot be read: {error.strerror}")
+        return None
+    if not content.strip():
+        problems.append(f"{name}: {path} is empty")
+    return content
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to *address* stays on this machine."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

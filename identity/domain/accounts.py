@@ -1,0 +1,118 @@
+"""Administration of accounts: the rules for names and roles, and one method a use-case."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import replace
+
+from identity_client.errors import InvalidRequest
+from identity_client.tokens import opaque
+
+from .feed import Feed
+from .passwords import PasswordHasher, prepare_new_password
+from .ports import AccountStore
+from .randomness import Randomness, new_id
+from .roles import check_roles
+from .secrets import hash_secret
+from .values import Account, AccountKind, AccountRef, Act, NewAccount, NewClientSecret
+
+MAXIMUM_USERNAME = 128
+
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+
+
+def normalise_username(raw_username: str, field: str = "username") -> str:
+    """The form that names are compared in: NFKC and case-folded (RFC 8265 section 3.3), so equal however typed.
+
+    Raises InvalidRequest: empty, over 128 characters, a space at an end, or a control or unassigned character.
+    """
+    if len(raw_username) > MAXIMUM_USERNAME:
+        raise InvalidRequest(f"at most {MAXIMUM_USERNAME} characters", field)
+    normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", raw_username).casefold())
+    if not normal or len(normal) > MAXIMUM_USERNAME or normal != normal.strip():
+        raise InvalidRequest(f"1-{MAXIMUM_USERNAME} characters without spaces at the ends", field)
+    if any(unicodedata.category(character).startswith("C") for character in normal):
+        raise InvalidRequest("control, format and unassigned characters are not allowed", field)
+    return normal
+
+
+def check_service_name(name: str) -> str:
+    """A service's name is an audience and a client id, too. Raises InvalidRequest."""
+    if not _SERVICE_NAME.fullmatch(name):
+        raise InvalidRequest("1-64 of a-z, 0-9, '.', '_' and '-', beginning with a letter", "username")
+    return name
+
+
+def normalise_ref(ref: AccountRef) -> AccountRef:
+    """The reference with its username, if it has one, as stored. Raises InvalidRequest."""
+    return ref if ref.username is None else replace(ref, username=normalise_username(ref.username))
+
+
+class AccountAdmin:
+    """What administrators do to accounts."""
+
+    def __init__(
+        self,
+        accounts: AccountStore,
+        feed: Feed,
+        hasher: PasswordHasher,
+        randomness: Randomness,
+        reserved_names: frozenset[str],
+    ) -> None:
+        self._accounts = accounts
+        self._feed = feed
+        self._hasher = hasher
+        self._randomness = randomness
+        self._reserved_names = reserved_names
+
+    async def create_user(self, username: str, password: str, roles: tuple[str, ...], act: Act) -> Account:
+        """Create a person. Raises InvalidRequest, AccountAlreadyExists, Overloaded."""
+        normalised = normalise_username(username)
+        roles = check_roles(roles)
+        password_hash = await self._hasher.hash(prepare_new_password(password))
+        account = self._new_account(AccountKind.USER, username, normalised, roles, password_hash)
+        return await self._accounts.create(account, None, act)
+
+    async def create_service(self, username: str, roles: tuple[str, ...], act: Act) -> tuple[Account, str, str]:
+        """Create a service with its first client secret; -> account, grant id, the secret's text.
+
+        Raises InvalidRequest (also for the name of this service or of a group), AccountAlreadyExists.
+        """
+        check_service_name(username)
+        if username in self._reserved_names:
+            raise InvalidRequest("the name belongs to this service or to a group", "username")
+        roles = check_roles(roles)
+        grant_id, secret = new_id(self._randomness), self._randomness.token_bytes(opaque.SECRET_BYTES)
+        account = self._new_account(AccountKind.SERVICE, username, username, roles, None)
+        created = await self._accounts.create(account, NewClientSecret(grant_id, hash_secret(secret)), act)
+        return created, grant_id, opaque.encode_secret(opaque.Kind.CLIENT_SECRET, grant_id, secret)
+
+    async def get(self, ref: AccountRef) -> Account:
+        """Raises AccountNotFound."""
+        return await self._accounts.get(normalise_ref(ref))
+
+    async def list_page(self, after_username: str, limit: int) -> list[Account]:
+        """At most *limit* accounts after the normalised *after_username*, by name."""
+        return await self._accounts.list_page(after_username, limit)
+
+    async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> Account:
+        """Replace the roles; tokens with the old ones are outdated at once. Raises AccountNotFound."""
+        account, version = await self._accounts.set_roles(normalise_ref(ref), check_roles(roles), act)
+        await self._feed.published(version)
+        return account
+
+    async def disable(self, ref: AccountRef, act: Act) -> Account:
+        """Shut the account out at once. Raises AccountNotFound."""
+        account, version = await self._accounts.disable(normalise_ref(ref), act)
+        await self._feed.published(version)
+        return account
+
+    async def enable(self, ref: AccountRef, act: Act) -> Account:
+        """Let the account log in again. Raises AccountNotFound."""
+        return await self._accounts.enable(normalise_ref(ref), act)
+
+    def _new_account(
+        self, kind: AccountKind, username: str, normalised: str, roles: tuple[str, ...], password_hash: str | None
+    ) -> NewAccount:
+        return NewAccount(new_id(self._randomness), kind, username, normalised, roles, password_hash)

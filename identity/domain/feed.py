@@ -1,0 +1,15 @@
+"""The way from a committed revocation to the peers, as use-cases see it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Feed(Protocol):
+    """What has been committed reaches this replica's own trust state and its streams."""
+
+    async def published(self, version: int | None) -> None:
+        """Return once *version* is in force here and on its way to every stream; None returns at once.
+
+        Never fails the act: it is committed already. Gives up waiting after a second.
+        """

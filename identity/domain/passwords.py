@@ -1,0 +1,166 @@
+"""Passwords: their form, and their hashing in a bounded pool that cannot starve the rest of the service.
+
+Hashes are Argon2id in PHC form (RFC 9106), at least 19 MiB and 2 passes (OWASP's floor). The pool's threads run at the
+lowest priority, its queue is bounded, and what does not fit is refused before any work is done for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from identity_client.errors import InvalidRequest, Overloaded
+
+from .randomness import Randomness
+
+MINIMUM_CHARACTERS = 12
+MAXIMUM_BYTES = 1024
+
+_SALT_BYTES = 16
+_HASH_BYTES = 32
+_LOWEST_PRIORITY = 19
+
+T = TypeVar("T")
+
+
+def prepare_password(raw_password: str) -> bytes:
+    """The bytes to hash: NFC, so that a password is the same however it was typed (RFC 8265 section 4.2).
+
+    Never truncates. Raises InvalidRequest: empty, over 1,024 bytes before or after normalisation, a control character.
+    """
+    if not raw_password:
+        raise InvalidRequest("a password is needed", "password")
+    if len(raw_password) > MAXIMUM_BYTES:
+        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", "password")
+    normal = unicodedata.normalize("NFC", raw_password)
+    if any(unicodedata.category(character) == "Cc" for character in normal):
+        raise InvalidRequest("control characters are not allowed", "password")
+    encoded = normal.encode("utf-8", "strict")
+    if len(encoded) > MAXIMUM_BYTES:
+        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", "password")
+    return encoded
+
+
+def prepare_new_password(raw_password: str) -> bytes:
+    """As prepare_password, and long enough to be chosen: NIST SP 800-63B asks for length, not for composition."""
+    prepared = prepare_password(raw_password)
+    if len(prepared.decode("utf-8")) < MINIMUM_CHARACTERS:
+        raise InvalidRequest(f"at least {MINIMUM_CHARACTERS} characters", "password")
+    return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class HashParameters:
+    """The cost of one Argon2id hash."""
+
+    memory_kib: int = 19_456
+    iterations: int = 2
+    lanes: int = 1
+
+
+class HashPool:
+    """A few low-priority threads with a bounded queue. A place is held until the work ends, whoever stopped waiting."""
+
+    def __init__(self, workers: int, queue_limit: int, seconds_per_item: float = 0.05) -> None:
+        self._executor = ThreadPoolExecutor(workers, "password-hash", initializer=_yield_to_everyone)
+        self._limit = workers + queue_limit
+        self._workers = workers
+        self._seconds_per_item = seconds_per_item
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @property
+    def held(self) -> int:
+        """How many pieces of work run or wait."""
+        return self._held
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run *work* in the pool. Raises Overloaded at once when no place is free."""
+        self._take_place()
+        try:
+            future = self._executor.submit(work)
+        except BaseException:
+            self._give_place()
+            raise
+        future.add_done_callback(self._give_place)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Drop what waits and end the threads."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _take_place(self) -> None:
+        with self._lock:
+            if self._held >= self._limit:
+                retry_after = max(1.0, self._held * self._seconds_per_item / self._workers)
+                raise Overloaded("Too many passwords are waiting to be checked: repeat the call later.", retry_after)
+            self._held += 1
+
+    def _give_place(self, _: Future[T] | None = None) -> None:
+        with self._lock:
+            self._held -= 1
+
+
+class PasswordHasher:
+    """Hashes and compares passwords in the pool."""
+
+    def __init__(self, parameters: HashParameters, pool: HashPool, randomness: Randomness) -> None:
+        self._parameters = parameters
+        self._pool = pool
+        self._randomness = randomness
+        self._dummy: str | None = None
+
+    async def hash(self, password: bytes) -> str:
+        """A PHC string with a fresh salt."""
+        return await self._pool.run(lambda: self._hash(password))
+
+    async def matches(self, password: bytes, password_hash: str | None) -> bool:
+        """Whether *password* has this hash. None (an unknown name) costs the same and never matches."""
+        if password_hash is None:
+            await self._pool.run(lambda: _matches(password, self._dummy_hash()))
+            return False
+        return await self._pool.run(lambda: _matches(password, password_hash))
+
+    def prepare_dummy(self) -> None:
+        """Make the hash that unknown names are compared with: a real one, of a secret that nobody knows."""
+        self._dummy_hash()
+
+    def _dummy_hash(self) -> str:
+        if self._dummy is None:
+            self._dummy = self._hash(self._randomness.token_bytes(32))
+        return self._dummy
+
+    def _hash(self, password: bytes) -> str:
+        parameters = self._parameters
+        argon2id = Argon2id(
+            salt=self._randomness.token_bytes(_SALT_BYTES),
+            length=_HASH_BYTES,
+            iterations=parameters.iterations,
+            lanes=parameters.lanes,
+            memory_cost=parameters.memory_kib,
+        )
+        return argon2id.derive_phc_encoded(password)
+
+
+def _matches(password: bytes, password_hash: str) -> bool:
+    try:
+        Argon2id.verify_phc_encoded(password, password_hash)
+    except InvalidKey:
+        return False
+    return True
+
+
+def _yield_to_everyone() -> None:
+    # Linux gives each thread a priority of its own; elsewhere it belongs to the process and is left alone.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

@@ -1,0 +1,175 @@
+"""Messages to values and back. What a field must look like is said here when the shape alone decides it."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from typing import Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from identity.domain.minting import Issued
+from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
+from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
+from identity_client.errors import InvalidRequest
+from identity_client.tokens.claims import Claims
+from identity_client.trust.entries import id_bytes, id_text
+
+MAXIMUM_TEXT_BYTES = 4096
+MAXIMUM_SCOPES = 64
+MAXIMUM_ROLES = 64
+MAXIMUM_NOTE_CHARACTERS = 256
+MAXIMUM_CHECKED_TOKENS = 100
+
+_KINDS = {AccountKind.USER: account_pb2.ACCOUNT_KIND_USER, AccountKind.SERVICE: account_pb2.ACCOUNT_KIND_SERVICE}
+_STANDINGS = {
+    Standing.LIVE: trust_pb2.TOKEN_STANDING_LIVE,
+    Standing.REVOKED: trust_pb2.TOKEN_STANDING_REVOKED,
+    Standing.OUTDATED: trust_pb2.TOKEN_STANDING_OUTDATED,
+}
+
+
+class _NamesAccount(Protocol):
+    account_id: str
+    username: str
+
+    def WhichOneof(self, oneof_group: str) -> str | None: ...
+
+
+def timestamp(seconds: int) -> Timestamp:
+    """Unix seconds as a Timestamp."""
+    return Timestamp(seconds=seconds)
+
+
+def account_ref(request: _NamesAccount) -> AccountRef:
+    """The account that a request names. Raises InvalidRequest."""
+    match request.WhichOneof("account"):
+        case "account_id":
+            return AccountRef(account_id=checked_id(request.account_id, "account_id"))
+        case "username":
+            return AccountRef(username=request.username)
+        case _:
+            raise InvalidRequest("name the account by account_id or by username", "account")
+
+
+def checked_id(text: str, field: str) -> str:
+    """An id as we write them: 22 characters of base64url. Raises InvalidRequest."""
+    try:
+        is_canonical = len(text) == 22 and text.isascii() and id_text(id_bytes(text)) == text
+    except binascii.Error:
+        is_canonical = False
+    if not is_canonical:
+        raise InvalidRequest("an id has 22 characters of base64url", field)
+    return text
+
+
+def presented(text: str, field: str) -> str:
+    """A token or secret that is present and not absurdly long. Raises InvalidRequest."""
+    if not text:
+        raise InvalidRequest("this field is needed", field)
+    if len(text) > MAXIMUM_TEXT_BYTES:
+        raise InvalidRequest(f"at most {MAXIMUM_TEXT_BYTES:,} characters", field)
+    return text
+
+
+def note(text: str) -> str:
+    """An administrator's reason, for the audit log. Raises InvalidRequest."""
+    if len(text) > MAXIMUM_NOTE_CHARACTERS:
+        raise InvalidRequest(f"at most {MAXIMUM_NOTE_CHARACTERS} characters", "reason")
+    if not text.isprintable():
+        raise InvalidRequest("control characters are not allowed", "reason")
+    return text
+
+
+def scopes(texts: Sequence[str]) -> tuple[str, ...]:
+    """Requested scopes, each once, in the caller's order. Raises InvalidRequest."""
+    if len(texts) > MAXIMUM_SCOPES or any(len(text) > 64 for text in texts):
+        raise InvalidRequest(f"at most {MAXIMUM_SCOPES} scopes of at most 64 characters", "scopes")
+    return tuple(dict.fromkeys(texts))
+
+
+def account(value: Account) -> account_pb2.Account:
+    """An account."""
+    message = account_pb2.Account(
+        account_id=value.account_id,
+        kind=_KINDS[value.kind],
+        username=value.username,
+        roles=value.roles,
+        generation=value.generation,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+    if value.disable_time is not None:
+        message.disable_time.CopyFrom(timestamp(value.disable_time))
+    return message
+
+
+def access_grant(issued: Issued) -> authentication_pb2.AccessGrant:
+    """An access token alone."""
+    return authentication_pb2.AccessGrant(
+        access_token=issued.access.text,
+        access_token_expire_time=timestamp(issued.access.expire_time),
+        grant_id=issued.snapshot.grant_id,
+        scopes=issued.snapshot.scopes,
+    )
+
+
+def token_set(issued: Issued) -> authentication_pb2.TokenSet:
+    """An access token and its refresh token."""
+    return authentication_pb2.TokenSet(
+        access_token=issued.access.text,
+        access_token_expire_time=timestamp(issued.access.expire_time),
+        refresh_token=issued.refresh_text or "",
+        refresh_token_expire_time=timestamp(issued.snapshot.refresh_expire_time or 0),
+        session_id=issued.snapshot.grant_id,
+        scopes=issued.snapshot.scopes,
+    )
+
+
+def introspection(claims: Claims | None) -> token_pb2.IntrospectResponse:
+    """What may be said of a token: everything, or that it is not active."""
+    if claims is None:
+        return token_pb2.IntrospectResponse()
+    message = token_pb2.IntrospectResponse(
+        active=True,
+        token_id=claims.token_id,
+        grant_id=claims.grant_id,
+        account_id=claims.account_id,
+        client_id=claims.client_id,
+        audience=claims.audience,
+        scopes=claims.scopes,
+        roles=claims.roles,
+        issue_time=timestamp(claims.issue_time),
+        expire_time=timestamp(claims.expire_time),
+    )
+    if claims.authentication_time is not None:
+        message.authentication_time.CopyFrom(timestamp(claims.authentication_time))
+    return message
+
+
+def token_identities(request: trust_pb2.CheckRevocationRequest) -> list[TokenIdentity]:
+    """The tokens to judge. Raises InvalidRequest."""
+    if not 1 <= len(request.tokens) <= MAXIMUM_CHECKED_TOKENS:
+        raise InvalidRequest(f"1-{MAXIMUM_CHECKED_TOKENS} tokens", "tokens")
+    return [_token_identity(message, f"tokens[{at}]") for at, message in enumerate(request.tokens)]
+
+
+def _token_identity(message: trust_pb2.TokenIdentity, field: str) -> TokenIdentity:
+    if message.generation < 0 or message.policy_version < 0 or len(message.key_id) > 64:
+        raise InvalidRequest("generation and policy_version are not negative, key_id has at most 64 characters", field)
+    if not 1 <= len(message.account_id) <= 128 or len(message.roles) > MAXIMUM_ROLES:
+        raise InvalidRequest(f"account_id has 1-128 characters, and there are at most {MAXIMUM_ROLES} roles", field)
+    return TokenIdentity(
+        token_id=checked_id(message.token_id, f"{field}.token_id"),
+        grant_id=checked_id(message.grant_id, f"{field}.grant_id"),
+        account_id=message.account_id,
+        generation=message.generation,
+        policy_version=message.policy_version,
+        key_id=message.key_id,
+        roles=tuple(message.roles),
+    )
+
+
+def standings(values: Sequence[Standing]) -> trust_pb2.CheckRevocationResponse:
+    """One standing for each token asked about."""
+    return trust_pb2.CheckRevocationResponse(standings=[_STANDINGS[value] for value in values])

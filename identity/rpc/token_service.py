@@ -1,0 +1,44 @@
+"""TokenService over Refresher, Revoker and Introspector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from identity import failpoints
+from identity.domain.introspect import Introspector
+from identity.domain.refresh import Refresher
+from identity.domain.revoke import Revoker
+from identity.v1 import token_pb2, token_pb2_grpc
+from identity_client.principal import current_principal
+
+from . import convert
+from .context import act_of_anyone
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TokenServicer(token_pb2_grpc.TokenServiceServicer):
+    """Renews, revokes and describes tokens."""
+
+    def __init__(self, refresher: Refresher, revoker: Revoker, introspector: Introspector) -> None:
+        self._refresher = refresher
+        self._revoker = revoker
+        self._introspector = introspector
+
+    async def Refresh(self, request: token_pb2.RefreshRequest, context: _Context) -> token_pb2.RefreshResponse:
+        raw_token = convert.presented(request.refresh_token, "refresh_token")
+        context.add_done_callback(lambda _: failpoints.hit("refresh.after_answer"))
+        issued = await self._refresher.refresh(raw_token, act_of_anyone(context))
+        return token_pb2.RefreshResponse(tokens=convert.token_set(issued))
+
+    async def Revoke(self, request: token_pb2.RevokeRequest, context: _Context) -> token_pb2.RevokeResponse:
+        raw_token = convert.presented(request.token, "token")
+        await self._revoker.revoke_presented(raw_token, act_of_anyone(context))
+        return token_pb2.RevokeResponse()
+
+    async def Introspect(self, request: token_pb2.IntrospectRequest, _: _Context) -> token_pb2.IntrospectResponse:
+        raw_token = convert.presented(request.token, "token")
+        claims = self._introspector.introspect(raw_token, current_principal().client_id)
+        return convert.introspection(claims)

@@ -1,0 +1,164 @@
+"""The service on the wire: one grpc.aio server around the house, from the first byte to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+
+from identity_client.access.judge import Judge
+from identity_client.access.rules import HEALTH_RULES, Rule, Rules
+from identity_client.aio.guard import Guard
+from identity_client.clock import Clock, SystemClock
+from identity_client.errors import TokenOutdated, TokenRevoked
+from identity_client.principal import Principal
+
+from .config import Settings
+from .domain.revoke import token_identity
+from .domain.values import Standing
+from .house import House, open_house
+from .rpc import trust_service
+from .rpc.account_service import AccountServicer
+from .rpc.authentication_service import AuthenticationServicer
+from .rpc.firewall import Firewall
+from .rpc.revocation_service import RevocationServicer
+from .rpc.token_service import TokenServicer
+from .tls import server_credentials
+from .v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    authentication_pb2,
+    authentication_pb2_grpc,
+    revocation_pb2,
+    revocation_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
+    trust_pb2,
+)
+
+_log = logging.getLogger(__name__)
+
+CONTRACT = (account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2)
+"""The modules whose services are served; each of their methods carries its access rule."""
+
+_REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it silently
+    ("grpc.max_receive_message_length", 64 * 1024),
+    ("grpc.max_send_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_connection_idle_ms", 15 * 60_000),
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+
+
+class Server:
+    """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop()."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._health = health.aio.HealthServicer()
+        self._grpc: grpc.aio.Server | None = None
+        self.house: House | None = None
+
+    async def start(self) -> str:
+        """Serve; -> the bound address, host:port. Raises DependencyDown, RuntimeError (the port is taken)."""
+        await self._set_health(HealthCheckResponse.NOT_SERVING)
+        self.house = await open_house(self._settings, self._clock)
+        self._grpc = self._build(self.house)
+        address = self._bind(self._grpc)
+        await self._grpc.start()
+        await self.house.open_feed()
+        await self._set_health(HealthCheckResponse.SERVING)
+        return address
+
+    async def wait(self) -> None:
+        """Return when the server has stopped."""
+        if self._grpc is not None:
+            await self._grpc.wait_for_termination()
+
+    async def stop(self, grace_seconds: float = 0) -> None:
+        """Say NOT_SERVING, let running calls finish for at most *grace_seconds*, close the stores."""
+        await self._health.enter_graceful_shutdown()
+        if self._grpc is not None:
+            await self._grpc.stop(grace_seconds)
+        if self.house is not None:
+            await self.house.close()
+
+    async def _set_health(self, status: HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", *_service_names()):
+            await self._health.set(service, status)
+
+    def _build(self, house: House) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house)], options=_OPTIONS)
+        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
+            AuthenticationServicer(house.authenticator), server
+        )
+        token_pb2_grpc.add_TokenServiceServicer_to_server(
+            TokenServicer(house.refresher, house.revoker, house.introspector), server
+        )
+        account_pb2_grpc.add_AccountServiceServicer_to_server(AccountServicer(house.accounts), server)
+        revocation_pb2_grpc.add_RevocationServiceServicer_to_server(RevocationServicer(house.revoker), server)
+        trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._settings.reflection != "off":
+            names = (*_service_names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    def _guard(self, house: House) -> Guard:
+        judge = Judge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)
+
+        async def confirm(principal: Principal) -> None:
+            [standing] = await house.stores.revocations.standings([token_identity(principal.claims)])
+            if standing is Standing.REVOKED:
+                raise TokenRevoked()
+            if standing is Standing.OUTDATED:
+                raise TokenOutdated()
+
+        return Guard(judge, audience=self._settings.service_name, confirm=confirm)
+
+    def _rules(self) -> Rules:
+        rules = Rules.from_modules(*CONTRACT) | HEALTH_RULES
+        match self._settings.reflection:
+            case "open":
+                return rules | Rules.from_table({_REFLECTION: Rule(public=True)})
+            case "admin":
+                admin = Rule(scopes=frozenset({"identity.admin"}), is_confirmed=True)
+                return rules | Rules.from_table({_REFLECTION: admin})
+            case _:
+                return rules
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        listen = self._settings.listen
+        credentials = server_credentials(self._settings)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+        return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _service_names() -> tuple[str, ...]:
+    return tuple(service.full_name for module in CONTRACT for service in _descriptor(module).services_by_name.values())
+
+
+def _descriptor(module: Any) -> Any:
+    return module.DESCRIPTOR
+
+
+async def serve_until(server: Server, stop: asyncio.Event, drain_seconds: float) -> None:
+    """Serve until *stop* is set, then drain."""
+    await stop.wait()
+    _log.info("draining for at most %s seconds", drain_seconds)
+    await server.stop(drain_seconds)

@@ -1,0 +1,170 @@
+"""An identity service that does as it is told: the real contract on a real port, its events written by the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from identity.v1 import authentication_pb2, authentication_pb2_grpc, trust_pb2, trust_pb2_grpc
+from identity_client.trust import wire
+from identity_client.trust.entries import Entry
+from identity_client.trust.state import TrustState
+
+from .issuer import ISSUER, FixedClock, Issuer
+
+CLIENT_ID = "orders"
+CLIENT_SECRET = "idc_a-secret-that-no-log-may-show"
+_CUT = object()
+
+
+class FakeIdentity(
+    authentication_pb2_grpc.AuthenticationServiceServicer,
+    trust_pb2_grpc.TrustServiceServicer,
+    grpc.aio.ServerInterceptor,
+):
+    """Counts every RPC by name, keeps every WatchTrust request, and streams what `revoke` and the like order."""
+
+    def __init__(self, clock: FixedClock, heartbeat_seconds: float = 0.05) -> None:
+        self.clock = clock
+        self.issuer = Issuer(clock)
+        self.calls: Counter[str] = Counter()
+        self.resumes: list[tuple[str, int]] = []
+        self.standing = trust_pb2.TOKEN_STANDING_LIVE
+        self.token_lifetime_seconds = 600
+        self.refuses_watchers = False
+        self.sends_snapshots = True
+        self.heartbeat_digest = ""
+        self.keys = [self.issuer.public_key]
+        self.state = TrustState(clock)
+        self.state.set_keys(ISSUER, self.keys)
+        self.state.begin_snapshot("epoch-1", 7, 0)
+        self._heartbeat_seconds = heartbeat_seconds
+        self._streams: set[asyncio.Queue[Any]] = set()
+        self._server: grpc.aio.Server | None = None
+        self.address = "127.0.0.1:0"
+
+    # -- what tests order --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listens, on the same port as before if there was one."""
+        self._server = grpc.aio.server(interceptors=[self], options=[("grpc.so_reuseport", 0)])
+        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(self, self._server)
+        trust_pb2_grpc.add_TrustServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(self.address)}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    def revoke(self, *entries: Entry) -> None:
+        """Commits *entries* as the next version and streams it."""
+        version = self.state.version + 1
+        self.state.apply(version, version, entries)
+        self._send(_changes(version, entries))
+
+    def lose(self, *entries: Entry) -> None:
+        """Commits *entries* as the next version and streams nothing: the following change shows the gap."""
+        self.state.apply(self.state.version + 1, self.state.version + 1, entries)
+
+    def publish_keys(self) -> None:
+        self._send(trust_pb2.WatchTrustResponse(keys=wire.key_set_message(ISSUER, self.keys)))
+
+    def cut(self) -> None:
+        """Ends every stream as a lost connection would."""
+        self._send(_CUT)
+
+    def fall_silent(self) -> None:
+        """Keeps the streams open and sends nothing more on them."""
+        self._streams.clear()
+
+    def _send(self, event: object) -> None:
+        for queue in self._streams:
+            queue.put_nowait(event)
+
+    # -- the contract ------------------------------------------------------------------------------------------
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        self.calls[handler_call_details.method.rpartition("/")[2]] += 1
+        return await continuation(handler_call_details)
+
+    async def Authenticate(self, request: Any, context: Any) -> authentication_pb2.AuthenticateResponse:
+        secret = request.client_secret
+        if (secret.client_id, secret.client_secret) != (CLIENT_ID, CLIENT_SECRET):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The credentials are not valid.")
+        claims = self.issuer.claims(self.token_lifetime_seconds, audience=request.audience, client_id=CLIENT_ID)
+        access = authentication_pb2.AccessGrant(access_token=self.issuer.sign(claims), grant_id=claims.grant_id)
+        access.access_token_expire_time.FromSeconds(claims.expire_time)
+        return authentication_pb2.AuthenticateResponse(access=access)
+
+    async def GetKeys(self, request: Any, context: Any) -> trust_pb2.GetKeysResponse:
+        return trust_pb2.GetKeysResponse(key_set=wire.key_set_message(ISSUER, self.keys))
+
+    async def CheckRevocation(self, request: Any, context: Any) -> trust_pb2.CheckRevocationResponse:
+        return trust_pb2.CheckRevocationResponse(standings=[self.standing] * len(request.tokens))
+
+    async def WatchTrust(self, request: Any, context: Any) -> AsyncIterator[trust_pb2.WatchTrustResponse]:
+        self.resumes.append((request.epoch, request.version))
+        if self.refuses_watchers:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The token was revoked: log in again.")
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._streams.add(queue)
+        try:
+            yield trust_pb2.WatchTrustResponse(keys=wire.key_set_message(ISSUER, self.keys))
+            for event in self._opening(request):
+                yield event
+            async for event in self._following(queue):
+                if event is _CUT:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+                yield event
+        finally:
+            self._streams.discard(queue)
+
+    def _opening(self, request: Any) -> list[trust_pb2.WatchTrustResponse]:
+        """The changes since the resume point (nothing changes between streams in these tests), or a snapshot."""
+        if not self.sends_snapshots or (request.epoch, request.version) == (self.state.epoch, self.state.version):
+            return []
+        entries = list(self.state.entries())
+        start = trust_pb2.SnapshotStart(
+            epoch=self.state.epoch, version=self.state.version, entry_count=len(entries)
+        )
+        return [
+            trust_pb2.WatchTrustResponse(snapshot_start=start),
+            trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)),
+        ]
+
+    async def _following(self, queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+        while True:
+            try:
+                yield await asyncio.wait_for(queue.get(), self._heartbeat_seconds)
+            except TimeoutError:
+                if queue in self._streams and self.sends_snapshots:
+                    yield trust_pb2.WatchTrustResponse(heartbeat=self._heartbeat())
+
+    def _heartbeat(self) -> trust_pb2.Heartbeat:
+        count, digest = self.state.digest()
+        heartbeat = trust_pb2.Heartbeat(
+            epoch=self.state.epoch,
+            version=self.state.version,
+            entry_count=count,
+            digest=self.heartbeat_digest or digest,
+        )
+        heartbeat.server_time.FromSeconds(int(self.clock.now()))
+        heartbeat.expired_through.FromSeconds(self.state.expired_through)
+        return heartbeat
+
+
+def _changes(version: int, entries: tuple[Entry, ...]) -> trust_pb2.WatchTrustResponse:
+    return trust_pb2.WatchTrustResponse(
+        changes=trust_pb2.RevocationChanges(first_version=version, last_version=version, entries=wire.pack(entries))
+    )

@@ -1,0 +1,179 @@
+"""The feed under cuts: every peer ends equal to SQL, nothing revoked is accepted, and stale copies are not trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from identity.house import LOCAL_ACT
+from identity.server import Server
+from identity.v1 import token_pb2
+from identity_client import aio
+from identity_client.access.judge import Judge
+from identity_client.access.rules import Rule, Rules
+from identity_client.errors import IdentityError, TokenOutdated, TokenRevoked, TrustStale
+from identity_client.tokens.verifier import Verifier
+from tests.faults.proxy import Proxy
+from tests.rpc.api import ADMIN_PASSWORD, Api
+from tests.rpc.conftest import MakeSettings
+
+PEERS = 4
+REVOCATIONS = 200
+BOUND_SECONDS = 0.25
+SEED = 41
+
+METHOD = "/orders.v1.OrderService/GetOrder"
+
+
+@dataclass
+class Peer:
+    """A service with a connection of its own, judging calls as its guard would."""
+
+    identity: aio.Identity
+    proxy: Proxy
+    judge: Judge
+
+    def accepts(self, token: str) -> bool:
+        """Whether a call with *token* would reach the handler. TrustStale propagates."""
+        try:
+            self.judge.judge(METHOD, (("authorization", f"Bearer {token}"),))
+        except (TokenRevoked, TokenOutdated):
+            return False
+        return True
+
+
+@pytest.fixture
+async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
+    server = Server(make_settings())
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await server.house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
+    yield api
+    await api.channel.close()
+    await server.stop()
+
+
+@asynccontextmanager
+async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> AsyncIterator[Peer]:
+    service = await api.create_service(name, "peer")
+    proxy = Proxy(api.address)
+    await proxy.start()
+    identity = aio.Identity(address=proxy.address, client_id=name, client_secret=service.client_secret)
+    async with identity:
+        verifier = Verifier(audiences=frozenset({name, "internal"}), trust=identity.trust, clock=identity.clock)
+        judge = Judge(
+            rules=Rules.from_table({METHOD: Rule()}),
+            verifier=verifier,
+            trust=identity.trust,
+            max_staleness_seconds=max_staleness_seconds,
+        )
+        yield Peer(identity, proxy, judge)
+    await proxy.stop()
+
+
+async def sql_truth(api: Api) -> tuple[int, set[tuple[object, ...]]]:
+    """The feed's version and its live entries, read from the database."""
+    assert api.server.house is not None
+    _, version, entries = await api.server.house.stores.revocations.live_entries()
+    return version, {(entry.kind, entry.name, entry.minimum, entry.expire_time) for entry in entries}
+
+
+def held_by(peer: Peer) -> set[tuple[object, ...]]:
+    trust = peer.identity.trust
+    return {(entry.kind, entry.name, entry.minimum, entry.expire_time) for entry in trust.entries()}
+
+
+async def caught_up(peer: Peer, version: int) -> None:
+    """Wait until the peer holds *version*."""
+    async with asyncio.timeout(20):
+        while peer.identity.trust.version < version:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.requirement("R2")
+@pytest.mark.timeout(180)
+async def test_every_peer_ends_equal_to_sql_though_connections_are_cut(api: Api) -> None:
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)
+    await api.create_user("carol")
+    tokens = [(await api.login("carol")).access_token for _ in range(REVOCATIONS)]
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(running_peer(api, f"peer{n}", 30)) for n in range(PEERS)]
+        assert all(peer.accepts(token) for peer in peers for token in tokens)
+        for token in tokens:
+            if chance.random() < 0.1:
+                chance.choice(peers).proxy.cut()
+            await api.tokens.Revoke(token_pb2.RevokeRequest(token=token))
+        version, truth = await sql_truth(api)
+        assert len(truth) == REVOCATIONS
+        for peer in peers:
+            await caught_up(peer, version)
+            assert held_by(peer) == truth
+            assert not any(peer.accepts(token) for token in tokens)
+        digests = {peer.identity.trust.digest() for peer in peers}
+        assert len(digests) == 1
+
+
+@pytest.mark.requirement("R2")
+async def test_with_the_stream_up_nothing_is_accepted_after_the_bound(api: Api) -> None:
+    await api.create_user("carol")
+    tokens = [(await api.login("carol")).access_token for _ in range(50)]
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(running_peer(api, f"peer{n}", 30)) for n in range(PEERS)]
+        for token in tokens:
+            await api.tokens.Revoke(token_pb2.RevokeRequest(token=token))
+            acknowledged = time.monotonic()
+            while any(peer.accepts(token) for peer in peers):
+                assert time.monotonic() - acknowledged < BOUND_SECONDS
+                await asyncio.sleep(0)
+
+
+async def test_a_peer_that_is_cut_off_stops_trusting_its_copy_and_never_accepts_what_was_revoked(
+    api: Api,
+) -> None:
+    await api.create_user("carol")
+    token = (await api.login("carol")).access_token
+    async with running_peer(api, "orders", max_staleness_seconds=1.5) as peer:
+        assert peer.accepts(token)
+        peer.proxy.go_down()
+        await api.tokens.Revoke(token_pb2.RevokeRequest(token=token))
+        verdicts = await judge_until_stale(peer, token)
+        assert verdicts[-1] == "TRUST_STALE"
+        assert await judge_for(peer, token, 1.0) == {"TRUST_STALE"}
+        peer.proxy.come_back()
+        version, _ = await sql_truth(api)
+        await caught_up(peer, version)
+        assert "accepted" not in await judge_for(peer, token, 0.5)
+
+
+async def judge_until_stale(peer: Peer, token: str) -> list[str]:
+    verdicts: list[str] = []
+    async with asyncio.timeout(10):
+        while not verdicts or verdicts[-1] != "TRUST_STALE":
+            verdicts.append(verdict(peer, token))
+            await asyncio.sleep(0.01)
+    return verdicts
+
+
+async def judge_for(peer: Peer, token: str, seconds: float) -> set[str]:
+    end = time.monotonic() + seconds
+    verdicts = set()
+    while time.monotonic() < end:
+        verdicts.add(verdict(peer, token))
+        await asyncio.sleep(0.01)
+    return verdicts
+
+
+def verdict(peer: Peer, token: str) -> str:
+    try:
+        return "accepted" if peer.accepts(token) else "refused"
+    except TrustStale as stale:
+        return stale.reason
+    except IdentityError as other:
+        return other.reason

@@ -1,0 +1,49 @@
+"""A real server on port 0 in this process, a real channel, and an admin who is logged in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from identity.config import Settings
+from identity.house import LOCAL_ACT
+from identity.server import Server
+from identity.storage.sealing import MasterKey
+from tests.rpc.api import ADMIN_PASSWORD, Api
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> MakeSettings:
+    """Settings for a throw-away server with cheap hashes."""
+    key_file = tmp_path / "master.key"
+    MasterKey.generate(key_file)
+
+    def make(**changes: object) -> Settings:
+        values: dict[str, object] = {
+            "listen": "127.0.0.1:0",
+            "database": f"sqlite:///{tmp_path / 'identity.db'}",
+            "master_key_file": str(key_file),
+            "reflection": "open",
+            "hash_memory_kib": 64,
+            "hash_iterations": 1,
+            "hash_workers": 2,
+        }
+        return Settings(**(values | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
+    """A running server whose admin is `root`."""
+    server = Server(make_settings())
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await server.house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
+    yield api
+    await api.channel.close()
+    await server.stop()

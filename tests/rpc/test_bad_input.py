@@ -1,0 +1,216 @@
+"""Hostile and mistaken bodies for every RPC: a documented status, a stable reason, a useful text, nothing stored."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from identity.server import CONTRACT
+from identity.v1 import account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2
+from identity_client import errors, status
+from identity_client.tokens import opaque
+from tests.rpc.api import ADMIN_PASSWORD, Api, Metadata, bearer
+
+METHODS: list[MethodDescriptor] = [
+    method
+    for module in CONTRACT
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+UNARY_METHODS = [method for method in METHODS if not method.server_streaming]
+
+SOME_ID = "A" * 22
+GOOD_REQUESTS: dict[str, Message] = {
+    "Authenticate": authentication_pb2.AuthenticateRequest(
+        password=authentication_pb2.PasswordCredential(username="root", password=ADMIN_PASSWORD)
+    ),
+    "AuthenticateClient": authentication_pb2.AuthenticateRequest(
+        client_secret=authentication_pb2.ClientSecretCredential(client_id="orders", client_secret="idc_")
+    ),
+    "Refresh": token_pb2.RefreshRequest(),
+    "Revoke": token_pb2.RevokeRequest(),
+    "Introspect": token_pb2.IntrospectRequest(),
+    "GetKeys": trust_pb2.GetKeysRequest(),
+    "CheckRevocation": trust_pb2.CheckRevocationRequest(
+        tokens=[trust_pb2.TokenIdentity(token_id=SOME_ID, grant_id=SOME_ID, account_id=SOME_ID)]
+    ),
+    "CreateUser": account_pb2.CreateUserRequest(username="mallory", password="long enough to be one"),
+    "CreateServiceAccount": account_pb2.CreateServiceAccountRequest(username="mallory"),
+    "GetAccount": account_pb2.GetAccountRequest(username="root"),
+    "ListAccounts": account_pb2.ListAccountsRequest(),
+    "SetRoles": account_pb2.SetRolesRequest(username="nobody"),
+    "DisableAccount": account_pb2.DisableAccountRequest(username="nobody"),
+    "EnableAccount": account_pb2.EnableAccountRequest(username="nobody"),
+    "RevokeToken": revocation_pb2.RevokeTokenRequest(),
+    "RevokeGrant": revocation_pb2.RevokeGrantRequest(grant_id=SOME_ID),
+    "RevokeAccount": revocation_pb2.RevokeAccountRequest(username="nobody"),
+}
+
+BODIES = {
+    "empty": b"",
+    "no message": b"\xff\xff\xff\xff",
+    "cut short": b"\x0a\x7fabc",
+    "not UTF-8": b"\x0a\x02\xff\xfe",
+    "text as a number": b"\x08\x2a",
+    "number as a text": b"\x0a\x03abc\x10\x01\x18\x01",
+    "unknown fields": b"\xf2\x3f\x04spam",
+    "a message in a text": b"\x0a\x04\x0a\x02hi",
+    "a huge varint": b"\x08" + b"\xff" * 9 + b"\x01",
+}
+OVERSIZED = b"\x0a\x80\x80\x08" + b"x" * (128 * 1024)
+
+
+def path_of(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+async def send(api: Api, method: MethodDescriptor, body: bytes, metadata: Metadata) -> grpc.aio.AioRpcError | None:
+    """Send raw bytes; -> the refusal, or None for an OK."""
+    try:
+        if method.server_streaming:
+            stream = api.channel.unary_stream(path_of(method))(body, metadata=metadata)
+            await stream.read()
+            stream.cancel()
+        else:
+            await api.channel.unary_unary(path_of(method))(body, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+def assert_useful(error: grpc.aio.AioRpcError) -> errors.IdentityError:
+    refusal = status.from_rpc_error(error)
+    assert type(refusal) in errors.BY_REASON.values(), error.details()
+    assert type(refusal) is not errors.Internal
+    assert error.code().name == refusal.status
+    assert (error.details() or "").startswith(f"{refusal.reason}: ")
+    assert len(str(refusal)) > 20
+    return refusal
+
+
+def stored_rows(database: Path) -> dict[str, int]:
+    """Rows per table; refused log-ins are noted in the audit log alone."""
+    with sqlite3.connect(database) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            table: connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]
+            for table in tables
+            if table != "audit_events"
+        }
+
+
+@pytest.fixture
+async def everyone(api: Api) -> Metadata:
+    """A caller who may call everything, so that the body alone decides."""
+    service = await api.create_service("orders", "peer", "admin")
+    return bearer((await api.login_service("orders", service.client_secret)).access_token)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("method", METHODS, ids=path_of)
+async def test_a_bad_body_is_refused_usefully_or_harmless(
+    api: Api, everyone: Metadata, tmp_path: Path, method: MethodDescriptor, body: str
+) -> None:
+    before = stored_rows(tmp_path / "identity.db")
+    error = await send(api, method, BODIES[body], everyone)
+    if error is not None:
+        assert_useful(error)
+    assert stored_rows(tmp_path / "identity.db") == before
+
+
+@pytest.mark.parametrize("method", METHODS, ids=path_of)
+async def test_bytes_that_are_no_message_are_named_so(api: Api, everyone: Metadata, method: MethodDescriptor) -> None:
+    error = await send(api, method, BODIES["no message"], everyone)
+    assert error is not None
+    assert isinstance(assert_useful(error), errors.MalformedRequest)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=path_of)
+async def test_an_oversized_body_is_refused_by_the_transport(
+    api: Api, everyone: Metadata, method: MethodDescriptor
+) -> None:
+    error = await send(api, method, OVERSIZED, everyone)
+    assert error is not None
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.requirement("R24")
+@pytest.mark.requirement("R45")
+async def test_every_kind_of_token_in_every_text_field_of_every_rpc(
+    api: Api, everyone: Metadata, tmp_path: Path
+) -> None:
+    await api.create_user("carol")
+    tokens = await api.login("carol")
+    spare = (await api.create_service("spare")).client_secret
+    kinds = {
+        "access": tokens.access_token,
+        "refresh": tokens.refresh_token,
+        "client_secret": spare,
+        "session": opaque.encode_secret(opaque.Kind.SESSION, SOME_ID, bytes(32)),
+        "api_key": opaque.encode_secret(opaque.Kind.API_KEY, SOME_ID, bytes(32)),
+    }
+    right_places = {
+        ("Refresh", "refresh_token", "refresh"),
+        ("AuthenticateClient", "client_secret.client_secret", "client_secret"),  # refused: another service's
+    }
+    before = stored_rows(tmp_path / "identity.db")
+    tried = 0
+    for name, good in GOOD_REQUESTS.items():
+        method = next(m for m in UNARY_METHODS if m.name == name.removesuffix("Client"))
+        for kind, text in kinds.items():
+            for field, request in misplaced(good, text):
+                takes_any_token = field in ("token", "reason")
+                if (name, field, kind) in right_places or takes_any_token:
+                    continue
+                error = await send(api, method, request.SerializeToString(), everyone)
+                assert error is not None, (name, field, kind)
+                assert_useful(error)
+                assert text not in (error.details() or "")
+                tried += 1
+    assert tried > 100
+    assert stored_rows(tmp_path / "identity.db") == before
+
+
+def misplaced(good: Message, text: str) -> Iterator[tuple[str, Message]]:
+    """Copies of *good*, each with *text* in another one of its text fields; -> field path, copy."""
+    for path in text_fields(good.DESCRIPTOR):
+        copy = GetMessageClass(good.DESCRIPTOR)()
+        copy.CopyFrom(good)
+        if put(copy, path, text):
+            yield ".".join(path), copy
+
+
+def text_fields(descriptor: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for field in descriptor.fields:
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield (*prefix, field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            yield from text_fields(field.message_type, (*prefix, field.name))
+
+
+def put(message: Any, path: tuple[str, ...], text: str) -> bool:
+    """Set the field unless that would choose the other branch of a oneof that *message* has decided."""
+    head, *rest = path
+    field = message.DESCRIPTOR.fields_by_name[head]
+    oneof = field.containing_oneof
+    if rest and oneof is not None and message.WhichOneof(oneof.name) != head:
+        return False
+    if field.is_repeated:
+        items = getattr(message, head)
+        if rest:
+            return put(items[0], tuple(rest), text)
+        del items[:]
+        items.append(text)
+        return True
+    if rest:
+        return put(getattr(message, head), tuple(rest), text)
+    setattr(message, head, text)
+    return True
