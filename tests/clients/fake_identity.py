@@ -39,6 +39,7 @@ class FakeIdentity(
         self.refuses_watchers = False
         self.sends_snapshots = True
         self.heartbeat_digest = ""
+        self.heartbeats = 0
         self.keys = [self.issuer.public_key]
         self.state = TrustState(clock)
         self.state.set_keys(ISSUER, self.keys)
@@ -152,6 +153,7 @@ class FakeIdentity(
                     yield trust_pb2.WatchTrustResponse(heartbeat=self._heartbeat())
 
     def _heartbeat(self) -> trust_pb2.Heartbeat:
+        self.heartbeats += 1
         count, digest = self.state.digest()
         heartbeat = trust_pb2.Heartbeat(
             epoch=self.state.epoch,

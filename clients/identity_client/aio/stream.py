@@ -19,6 +19,9 @@ from identity_client.errors import IdentityError
 from identity_client.trust import wire
 from identity_client.trust.state import TrustDiverged, TrustGap, TrustState
 
+SILENCE_SECONDS = 3.0
+"""Heartbeats come each second: a stream that is silent for so long is dead."""
+
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
 _SOUND_SECONDS = 1.0  # a stream that lasted so long was no failure
@@ -42,7 +45,7 @@ class TrustStream:
     exponential back-off and full jitter, 0.1 to 5 s. After a gap a whole snapshot is asked for; after a digest that
     differs too, but at most once a minute: meanwhile the heartbeats do not count, so that the state grows stale and
     the guard closes rather than judges by it. The stream is opened anew before its own token expires, and taken for
-    dead after *silence_seconds* without a message.
+    dead after SILENCE_SECONDS without a message.
     """
 
     def __init__(
@@ -52,13 +55,11 @@ class TrustStream:
         trust: TrustState,
         tokens: TokenSource,
         clock: Clock,
-        silence_seconds: float = 3.0,
     ) -> None:
         self._stub = stub
         self._trust = trust
         self._tokens = tokens
         self._clock = clock
-        self._silence_seconds = silence_seconds
         self._needs_snapshot = False
         self._diverged_at = float("-inf")
         self.ready = asyncio.Event()
@@ -81,19 +82,16 @@ class TrustStream:
     async def _follow(self) -> Exception | None:
         """Follows one stream to its end. Answers what ended it, None if it is merely to be renewed."""
         try:
-            token = await self._tokens.get()
-        except IdentityError as error:
+            await self._read(await self._tokens.get())
+        except (IdentityError, Silence) as error:
             return error
-        try:
-            await self._read(token)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                self._tokens.discard(token)
-            return status.from_rpc_error(error)
-        except (TrustGap, ValueError) as error:
+        except TrustGap as error:
             self._needs_snapshot = True
             return error
-        except Silence as error:
+        except Exception as error:
+            # A message that makes no sense, or a defect of ours: begin again rather than grow stale for ever.
+            _log.exception("the trust stream met something unforeseen")
+            self._needs_snapshot = True
             return error
         return None
 
@@ -105,16 +103,20 @@ class TrustStream:
                 if message is None:
                     return
                 self._apply(message)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._tokens.discard(token)
+            raise status.from_rpc_error(error) from error
         finally:
             call.cancel()
 
     async def _next(self, call: _Call) -> pb.WatchTrustResponse | None:
         """The next message; None at a regular end."""
         try:
-            async with asyncio.timeout(self._silence_seconds):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 message = await call.read()
         except TimeoutError:
-            raise Silence(f"no message for {self._silence_seconds} seconds") from None
+            raise Silence(f"no message for {SILENCE_SECONDS:g} s") from None
         return message if isinstance(message, pb.WatchTrustResponse) else None
 
     def _request(self) -> pb.WatchTrustRequest:

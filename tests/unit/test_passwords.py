@@ -1,0 +1,99 @@
+"""Passwords: their form, their hashes, and the pool that keeps a flood of them from hurting anyone else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import unicodedata
+from collections.abc import Iterator
+
+import pytest
+
+from identity.domain.passwords import (
+    HashParameters,
+    HashPool,
+    PasswordHasher,
+    prepare_new_password,
+    prepare_password,
+)
+from identity.domain.randomness import SystemRandomness
+from identity_client.errors import InvalidRequest, Overloaded
+
+
+@pytest.fixture
+def pool() -> Iterator[HashPool]:
+    pool = HashPool(workers=1, queue_limit=2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def hasher(pool: HashPool) -> PasswordHasher:
+    return PasswordHasher(HashParameters(memory_kib=64, iterations=1), pool, SystemRandomness())
+
+
+def test_equal_passwords_are_equal_however_typed() -> None:
+    composed, decomposed = "pass\u00e9word", unicodedata.normalize("NFD", "pass\u00e9word")
+    assert composed != decomposed
+    assert prepare_password(composed) == prepare_password(decomposed)
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 1025, "\u00e9" * 513, "bell\x07", "new\nline", "zero\x00"])
+def test_an_impossible_password_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        prepare_password(bad)
+    assert refused.value.field == "password"
+    assert bad == "" or bad not in str(refused.value)
+
+
+def test_a_new_password_counts_characters_and_not_bytes() -> None:
+    assert prepare_new_password("\u00e9" * 12)
+    with pytest.raises(InvalidRequest):
+        prepare_new_password("\u00e9" * 11)
+
+
+@pytest.mark.requirement("R50")
+async def test_a_hash_is_argon2id_with_its_own_salt_and_matches_its_password_alone(hasher: PasswordHasher) -> None:
+    first, second = await hasher.hash(b"one"), await hasher.hash(b"one")
+    assert first.startswith("$argon2id$v=19$m=64,t=1,p=1$")
+    assert first != second
+    assert await hasher.matches(b"one", first)
+    assert not await hasher.matches(b"two", first)
+
+
+@pytest.mark.requirement("R50")
+async def test_an_unknown_name_costs_a_real_hash_with_the_current_parameters(hasher: PasswordHasher) -> None:
+    assert not await hasher.matches(b"one", None)
+    assert hasher._dummy_hash().startswith("$argon2id$v=19$m=64,t=1,p=1$")
+
+
+@pytest.mark.requirement("R52")
+async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: HashPool) -> None:
+    release = threading.Event()
+    admitted = [asyncio.ensure_future(pool.run(release.wait)) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as refused:
+        await pool.run(release.wait)
+    assert refused.value.retry_after_seconds >= 1
+    release.set()
+    assert await asyncio.gather(*admitted) == [True, True, True]
+    assert await pool.run(lambda: "free again") == "free again"
+
+
+@pytest.mark.requirement("R52")
+async def test_a_caller_who_leaves_does_not_free_the_place_that_their_hash_still_takes(pool: HashPool) -> None:
+    release, started = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        release.wait()
+
+    caller = asyncio.ensure_future(pool.run(work))
+    await asyncio.to_thread(started.wait)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert pool.held == 1
+    release.set()
+    assert await pool.run(lambda: True)
+    assert pool.held == 0
