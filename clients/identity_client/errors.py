@@ -18,6 +18,11 @@ class IdentityError(Exception):
     reason: ClassVar[str] = "INTERNAL"
     sentence: ClassVar[str] = "Something went wrong inside the service."
 
+    refused_by: str = ""
+    """On the caller's side: `guard` when a guard refused before the method ran."""
+    refused_audience: str = ""
+    """On the caller's side: the name of the service whose guard refused."""
+
     def __init__(self, message: str = "") -> None:
         super().__init__(message or self.sentence)
 

@@ -139,10 +139,10 @@ class FakeIdentity(
         start = trust_pb2.SnapshotStart(
             epoch=self.state.epoch, version=self.state.version, entry_count=len(entries)
         )
-        return [
-            trust_pb2.WatchTrustResponse(snapshot_start=start),
-            trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)),
-        ]
+        opening = [trust_pb2.WatchTrustResponse(snapshot_start=start)]
+        if entries:
+            opening.append(trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)))
+        return opening
 
     async def _following(self, queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
         while True:

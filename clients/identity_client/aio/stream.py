@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import grpc.aio
 
 from identity.v1 import trust_pb2 as pb
-from identity.v1.trust_pb2_grpc import TrustServiceAsyncStub
 from identity_client import status
 from identity_client.aio.token_source import AccessToken, TokenSource
 from identity_client.clock import Clock
 from identity_client.errors import IdentityError
 from identity_client.trust import wire
 from identity_client.trust.state import TrustDiverged, TrustGap, TrustState
+
+if TYPE_CHECKING:  # the asyncio stubs exist as types only
+    from identity.v1.trust_pb2_grpc import TrustServiceAsyncStub
 
 SILENCE_SECONDS = 3.0
 """Heartbeats come each second: a stream that is silent for so long is dead."""

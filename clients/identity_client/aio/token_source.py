@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
 from identity.v1 import authentication_pb2 as pb
-from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
 from identity_client import status
 from identity_client.clock import Clock
 from identity_client.errors import IdentityError
+
+if TYPE_CHECKING:  # the asyncio stubs exist as types only
+    from identity.v1.authentication_pb2_grpc import AuthenticationServiceAsyncStub
 
 IDENTITY_AUDIENCE = "identity"
 _RENEW_AFTER_SHARE = 0.8  # of the lifetime; the rest is time to get over an outage

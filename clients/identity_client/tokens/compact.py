@@ -1,0 +1,154 @@
+"""The text of an access token, in both directions: what our issuer writes, and a parser that takes nothing else.
+
+Every rule here holds before PyJWT sees a byte, because a lax parser accepts texts that our issuer never wrote: padded
+or non-canonical base64, other header members, duplicate names, times that are not integers (RFC 8725 sections 3.1 to
+3.11). All functions are pure; all refusals are TokenMalformed, except that of a signature.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+
+from identity_client.errors import TokenMalformed
+from identity_client.tokens.claims import Claims
+from identity_client.tokens.keys import PublicKey, base64url
+
+MAXIMUM_BYTES = 4096
+SIGNATURE_BYTES = 64
+
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_HALF_ORDER = _ORDER // 2
+_ES256 = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
+
+# Canonical base64url: in a last group of two or three characters the unused bits are zero (RFC 4648 section 3.5).
+_BASE64URL = r"(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
+_SHAPE = re.compile(rf"(?=[^.])({_BASE64URL})\.(?=[^.])({_BASE64URL})\.([A-Za-z0-9_-]{{85}}[AQgw])")
+_HEADER = re.compile(rb'\{"alg":"ES256","kid":"([A-Za-z0-9_-]{43})","typ":"at\+jwt"\}')
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A token taken apart. Nothing in it is proved yet."""
+
+    key_id: str
+    payload: bytes
+    signing_input: bytes
+    signature: bytes
+
+
+def split(raw_token: str) -> Parts:
+    """Take *raw_token* apart: length, shape, exact header. Raises TokenMalformed."""
+    if len(raw_token) > MAXIMUM_BYTES:
+        raise TokenMalformed()
+    shape = _SHAPE.fullmatch(raw_token)
+    if shape is None:
+        raise TokenMalformed()
+    header = _HEADER.fullmatch(_decode(shape[1]))
+    if header is None:
+        raise TokenMalformed()
+    signing_input = raw_token[: shape.end(2)].encode("ascii")
+    return Parts(header[1].decode("ascii"), _decode(shape[2]), signing_input, _decode(shape[3]))
+
+
+def parse_payload(payload: bytes) -> dict[str, Any]:
+    """One flat JSON object of texts, integers, true, false, null and lists of texts. Raises TokenMalformed.
+
+    Refuses what two parsers could read differently: duplicate names, fractions, NaN, nesting, bytes beyond ASCII.
+    """
+    if not payload.isascii():
+        raise TokenMalformed()
+    try:
+        members = _DECODER.decode(payload.decode("ascii"))
+    except (ValueError, RecursionError):
+        raise TokenMalformed() from None
+    if type(members) is not _Members or not all(map(_is_plain, members.values())):
+        raise TokenMalformed()
+    return members
+
+
+def check_signature(key: PublicKey, signing_input: bytes, signature: bytes) -> bool:
+    """Whether *signature* (r and s, 64 bytes) is the low-S ECDSA signature of *signing_input* (RFC 7518 section 3.4).
+
+    With s, n - s verifies too: of the two texts of one token only the one that we issue is accepted.
+    """
+    return is_low_s(signature) and _ES256.verify(signing_input, key.key, signature)
+
+
+def is_low_s(signature: bytes) -> bool:
+    """Whether r and s are in range and s is in its lower half."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    return 0 < int.from_bytes(signature[:32], "big") < _ORDER and 0 < int.from_bytes(signature[32:], "big") <= _HALF_ORDER
+
+
+def low_s(signature: bytes) -> bytes:
+    """The same signature with s in its lower half."""
+    s = int.from_bytes(signature[32:], "big")
+    return signature if s <= _HALF_ORDER else signature[:32] + (_ORDER - s).to_bytes(32, "big")
+
+
+def signing_input(claims: Claims) -> bytes:
+    """What the issuer signs: header and payload, always in the same bytes for the same claims."""
+    header = f'{{"alg":"ES256","kid":"{claims.key_id}","typ":"at+jwt"}}'.encode("ascii")
+    payload = json.dumps(_payload(claims), separators=(",", ":")).encode("ascii")
+    return f"{base64url(header)}.{base64url(payload)}".encode("ascii")
+
+
+def _payload(claims: Claims) -> dict[str, Any]:
+    payload: dict[str, Any] = {
+        "iss": claims.issuer,
+        "sub": claims.account_id,
+        "aud": claims.audience,
+        "exp": claims.expire_time,
+        "iat": claims.issue_time,
+        "jti": claims.token_id,
+        "client_id": claims.client_id,
+        "sid": claims.grant_id,
+        "gen": claims.generation,
+        "pol": claims.policy_version,
+    }
+    if claims.scopes:
+        payload["scope"] = " ".join(claims.scopes)
+    if claims.roles:
+        payload["roles"] = list(claims.roles)
+    if claims.authentication_time is not None:
+        payload["auth_time"] = claims.authentication_time
+    if claims.authentication_methods:
+        payload["amr"] = list(claims.authentication_methods)
+    return payload
+
+
+class _Members(dict[str, Any]):
+    """A JSON object: told apart from a list of pairs, and without duplicates."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> _Members:
+    members = _Members(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
+
+
+def _refuse(_: str) -> Any:
+    raise ValueError("a number that is no integer")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse)
+
+
+def _is_plain(value: object) -> bool:
+    kind = type(value)
+    if kind is list:
+        return all(type(item) is str for item in value)  # type: ignore[attr-defined]
+    return kind in (str, int, bool, type(None))
+
+
+def _decode(segment: str) -> bytes:
+    return binascii.a2b_base64(segment.replace("-", "+").replace("_", "/") + "=" * (-len(segment) % 4))

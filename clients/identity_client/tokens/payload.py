@@ -1,0 +1,67 @@
+"""From a parsed payload to Claims: each claim by its exact type and grammar, unknown ones ignored."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from identity_client.errors import TokenMalformed
+from identity_client.tokens.claims import Claims
+
+MAXIMUM_ITEMS = 64
+
+_TIME_LIMIT = 2**53  # what every JSON reader holds exactly (RFC 7493 section 2.2)
+_NAME = re.compile(r"[!-~]{1,128}")
+_ISSUER = re.compile(r"[!-~]{1,512}")
+_ID = re.compile(r"[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes as canonical base64url
+_ROLE = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+_METHOD = re.compile(r"[a-z]{1,16}")
+_SCOPE = re.compile(r"[!#-\[\]-~]{1,64}(?: [!#-\[\]-~]{1,64}){0,63}")  # RFC 6749 section 3.3
+
+_NOT_ISSUED = frozenset({"nbf", "cnf", "act"})
+"""Claims that restrict a token. This version issues none, and a verifier must never ignore one."""
+
+
+def read_claims(members: dict[str, Any], key_id: str) -> Claims:
+    """Raises TokenMalformed: a claim that is missing, of another type or outside its grammar."""
+    if not _NOT_ISSUED.isdisjoint(members):
+        raise TokenMalformed()
+    try:
+        return Claims(
+            issuer=_text(members["iss"], _ISSUER),
+            account_id=_text(members["sub"], _NAME),
+            audience=_text(members["aud"], _NAME),
+            expire_time=_whole(members["exp"]),
+            issue_time=_whole(members["iat"]),
+            token_id=_text(members["jti"], _ID),
+            client_id=_text(members["client_id"], _NAME),
+            grant_id=_text(members["sid"], _ID),
+            generation=_whole(members["gen"]),
+            policy_version=_whole(members["pol"]),
+            key_id=key_id,
+            scopes=tuple(_text(members["scope"], _SCOPE).split(" ")) if "scope" in members else (),
+            roles=_texts(members["roles"], _ROLE) if "roles" in members else (),
+            authentication_time=_whole(members["auth_time"]) if "auth_time" in members else None,
+            authentication_methods=_texts(members["amr"], _METHOD) if "amr" in members else (),
+        )
+    except KeyError:
+        raise TokenMalformed() from None
+
+
+def _text(value: object, grammar: re.Pattern[str]) -> str:
+    if type(value) is not str or grammar.fullmatch(value) is None:
+        raise TokenMalformed()
+    return value
+
+
+def _texts(value: object, grammar: re.Pattern[str]) -> tuple[str, ...]:
+    if type(value) is not list or not 1 <= len(value) <= MAXIMUM_ITEMS:
+        raise TokenMalformed()
+    return tuple(_text(item, grammar) for item in value)
+
+
+def _whole(value: object) -> int:
+    # type() and not isinstance(): True is an int in Python, and no JSON number (RFC 7519 section 2).
+    if type(value) is not int or not 0 < value < _TIME_LIMIT:
+        raise TokenMalformed()
+    return value

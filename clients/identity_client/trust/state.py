@@ -1,0 +1,167 @@
+"""The trust state: an issuer's keys and revocations as of a version, and how old that knowledge is.
+
+It is fed by three kinds of events (keys, snapshot, changes) and proved by a fourth, the heartbeat: versions leave no
+gap, and the digest of what is held equals the sender's. Pure, and not locked: one thread or event loop feeds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from identity_client.clock import Clock
+from identity_client.errors import TokenOutdated, TokenRevoked
+from identity_client.tokens.claims import Claims
+from identity_client.tokens.keys import PublicKey
+from identity_client.trust.entries import Entry, EntryKind
+from identity_client.trust.revocations import Revocations
+
+
+class TrustGap(Exception):
+    """An event does not follow what is held: a whole snapshot is needed."""
+
+
+class TrustDiverged(Exception):
+    """What is held differs from what the sender holds at the same version: a whole snapshot is needed."""
+
+
+class TrustState:
+    """Keys and revocations of one issuer. Admits nothing (is_ready is False) before keys and a snapshot are whole."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.issuer = ""
+        self.epoch = ""
+        self.version = 0
+        self.expired_through = 0
+        """Entries that expire at or before this (Unix seconds) are forgotten; never moves back."""
+        self.revision = 0
+        """Moves with every change that could change a judgement."""
+        self._keys: dict[str, PublicKey] = {}
+        self._held: Revocations | None = None
+        self._arriving: _Snapshot | None = None
+        self._fresh_at = -math.inf
+
+    # -- what is known -----------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether keys and a whole snapshot are held, and its age is known."""
+        return self._held is not None and bool(self._keys) and self._fresh_at > -math.inf
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        """The published keys."""
+        return tuple(self._keys.values())
+
+    def find_key(self, key_id: str) -> PublicKey | None:
+        """The published key of this name."""
+        return self._keys.get(key_id)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every live revocation."""
+        return iter(self._held or ())
+
+    def digest(self) -> tuple[int, str]:
+        """Count and folded records of the live revocations."""
+        return (self._held or Revocations()).digest()
+
+    def staleness(self) -> float:
+        """How many seconds ago what is held was certainly all there was; infinite before the first time."""
+        return self._clock.monotonic() - self._fresh_at if self.is_ready else math.inf
+
+    def check(self, claims: Claims) -> None:
+        """Whether anything *claims* rest on was taken back. Raises TokenRevoked, TokenOutdated."""
+        held = self._held
+        if not held:
+            return  # nothing is revoked, or nothing is known yet: then staleness is infinite
+        if (
+            held.contains(EntryKind.TOKEN, claims.token_id)
+            or held.contains(EntryKind.GRANT, claims.grant_id)
+            or held.contains(EntryKind.KEY, claims.key_id)
+        ):
+            raise TokenRevoked()
+        if claims.generation < held.minimum(EntryKind.ACCOUNT, claims.account_id):
+            raise TokenOutdated()
+        if any(claims.policy_version < held.minimum(EntryKind.ROLE, role) for role in claims.roles):
+            raise TokenOutdated()
+
+    # -- what arrives ------------------------------------------------------------------------------------------
+
+    def set_keys(self, issuer: str, keys: Iterable[PublicKey]) -> None:
+        """Replace issuer and keys."""
+        self.issuer = issuer
+        self._keys = {key.key_id: key for key in keys}
+        self.revision += 1
+
+    def begin_snapshot(self, epoch: str, version: int, count: int) -> None:
+        """A snapshot of *count* entries follows. What is held stays in force until the last of them is here."""
+        self._arriving = _Snapshot(epoch, version, count)
+        self.add_snapshot(())
+
+    def add_snapshot(self, entries: Iterable[Entry]) -> None:
+        """A part of it. Raises TrustGap: no snapshot was begun, or more came than announced."""
+        if self._arriving is None:
+            raise TrustGap("a part of a snapshot that was not begun")
+        self._arriving.add(entries)
+        if self._arriving.missing < 0:
+            raise TrustGap("the snapshot has more entries than were announced")
+        if self._arriving.missing == 0:
+            self._swap(self._arriving)
+
+    def apply(self, first: int, last: int, entries: Iterable[Entry]) -> None:
+        """The changes of the versions *first* to *last*. Raises TrustGap: they do not follow what is held."""
+        if self._held is None or self._arriving is not None or first != self.version + 1 or last < first:
+            raise TrustGap(f"changes {first}-{last} do not follow version {self.version}")
+        self._held.add(entry for entry in entries if entry.expire_time > self.expired_through)
+        self.version = last
+        self.revision += 1
+
+    def expire(self, through: int) -> None:
+        """Forget what expires at or before *through*; an earlier time than the last is ignored."""
+        if through > self.expired_through:
+            self.expired_through = through
+            self.revision += 1
+            if self._held is not None:
+                self._held.expire(through)
+
+    def heartbeat(
+        self, epoch: str, version: int, expired_through: int, entry_count: int, digest: str, data_age_seconds: float
+    ) -> None:
+        """The sender's own account of what it holds. Raises TrustGap (another version), TrustDiverged.
+
+        Only a heartbeat that agrees makes the state fresh.
+        """
+        if self._held is None or self._arriving is not None or (epoch, version) != (self.epoch, self.version):
+            raise TrustGap(f"the sender is at version {version}, we are at {self.version}")
+        self.expire(expired_through)
+        # A sender whose clock is behind the last one's still counts entries that are forgotten here.
+        if expired_through == self.expired_through and self.digest() != (entry_count, digest):
+            raise TrustDiverged(f"at version {version} the digests differ")
+        self.touch(data_age_seconds)
+
+    def touch(self, data_age_seconds: float) -> None:
+        """What is held was all there was *data_age_seconds* ago."""
+        self._fresh_at = max(self._fresh_at, self._clock.monotonic() - data_age_seconds)
+
+    def _swap(self, snapshot: _Snapshot) -> None:
+        snapshot.revocations.expire(self.expired_through)
+        self._held = snapshot.revocations
+        self.epoch, self.version = snapshot.epoch, snapshot.version
+        self._arriving = None
+        self.revision += 1
+
+
+class _Snapshot:
+    """A snapshot on its way in."""
+
+    def __init__(self, epoch: str, version: int, count: int) -> None:
+        self.epoch = epoch
+        self.version = version
+        self.missing = count
+        self.revocations = Revocations()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        arrived = list(entries)
+        self.missing -= len(arrived)
+        self.revocations.add(arrived)

@@ -1,0 +1,122 @@
+"""The trust state's messages: the same packing for the service that sends and the peers that receive."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from identity.v1 import trust_pb2 as pb
+from identity_client.tokens.keys import PublicKey, base64url
+from identity_client.trust.entries import Entry, EntryKind, id_bytes, id_text
+from identity_client.trust.state import TrustState
+
+_ID_BYTES = 16
+_PACKED_BYTES = _ID_BYTES + 4
+MAXIMUM_KEYS = 16
+
+
+def pack(entries: Iterable[Entry]) -> pb.RevocationEntries:
+    """*entries* as one message."""
+    tokens, grants = bytearray(), bytearray()
+    message = pb.RevocationEntries()
+    for entry in entries:
+        match entry.kind:
+            case EntryKind.TOKEN:
+                tokens += id_bytes(entry.name) + entry.expire_time.to_bytes(4, "big")
+            case EntryKind.GRANT:
+                grants += id_bytes(entry.name) + entry.expire_time.to_bytes(4, "big")
+            case EntryKind.ACCOUNT:
+                message.accounts.add(
+                    account_id=entry.name, minimum_generation=entry.minimum, expire_time=_timestamp(entry)
+                )
+            case EntryKind.ROLE:
+                message.roles.add(role=entry.name, minimum_policy_version=entry.minimum, expire_time=_timestamp(entry))
+            case EntryKind.KEY:
+                message.keys.add(key_id=entry.name, expire_time=_timestamp(entry))
+    message.token_records, message.grant_records = bytes(tokens), bytes(grants)
+    return message
+
+
+def unpack(message: pb.RevocationEntries) -> Iterator[Entry]:
+    """The entries of *message*. Raises ValueError for records of another length."""
+    yield from _unpack_ids(EntryKind.TOKEN, message.token_records)
+    yield from _unpack_ids(EntryKind.GRANT, message.grant_records)
+    for account in message.accounts:
+        yield Entry(EntryKind.ACCOUNT, account.account_id, account.expire_time.seconds, account.minimum_generation)
+    for role in message.roles:
+        yield Entry(EntryKind.ROLE, role.role, role.expire_time.seconds, role.minimum_policy_version)
+    for key in message.keys:
+        yield Entry(EntryKind.KEY, key.key_id, key.expire_time.seconds)
+
+
+def key_set_message(issuer: str, keys: Iterable[PublicKey]) -> pb.KeySet:
+    """Issuer and public keys as one message."""
+    messages = [pb.PublicKey(key_id=key.key_id, x=base64url(key.x), y=base64url(key.y)) for key in keys]
+    return pb.KeySet(issuer=issuer, keys=messages)
+
+
+def keys_from_message(message: pb.KeySet) -> tuple[str, list[PublicKey]]:
+    """-> issuer, keys. Takes only what our issuer publishes: points on P-256 under their thumbprints, each once.
+
+    Raises ValueError.
+    """
+    keys = [_key(key) for key in message.keys]
+    if not message.issuer or not 1 <= len(keys) <= MAXIMUM_KEYS or len({key.key_id for key in keys}) != len(keys):
+        raise ValueError(f"a key set has an issuer and 1-{MAXIMUM_KEYS} different keys")
+    return message.issuer, keys
+
+
+def apply_event(state: TrustState, message: pb.WatchTrustResponse) -> None:
+    """Feed one event to *state*. Raises TrustGap, TrustDiverged, ValueError (a message that makes no sense)."""
+    match message.WhichOneof("event"):
+        case "keys":
+            state.set_keys(*keys_from_message(message.keys))
+        case "snapshot_start":
+            start = message.snapshot_start
+            state.begin_snapshot(start.epoch, start.version, start.entry_count)
+        case "snapshot_part":
+            state.add_snapshot(unpack(message.snapshot_part))
+        case "changes":
+            changes = message.changes
+            state.apply(changes.first_version, changes.last_version, list(unpack(changes.entries)))
+        case "heartbeat":
+            _apply_heartbeat(state, message.heartbeat)
+        case _:
+            return  # an event of a later version of the contract
+
+
+def _apply_heartbeat(state: TrustState, heartbeat: pb.Heartbeat) -> None:
+    state.heartbeat(
+        epoch=heartbeat.epoch,
+        version=heartbeat.version,
+        expired_through=heartbeat.expired_through.seconds,
+        entry_count=heartbeat.entry_count,
+        digest=heartbeat.digest,
+        data_age_seconds=heartbeat.data_age.seconds + heartbeat.data_age.nanos / 1e9,
+    )
+
+
+def _unpack_ids(kind: EntryKind, records: bytes) -> Iterator[Entry]:
+    if len(records) % _PACKED_BYTES:
+        raise ValueError(f"records of {_PACKED_BYTES} bytes each")
+    for at in range(0, len(records), _PACKED_BYTES):
+        end = at + _ID_BYTES
+        yield Entry(kind, id_text(records[at:end]), int.from_bytes(records[end : at + _PACKED_BYTES], "big"))
+
+
+def _key(message: pb.PublicKey) -> PublicKey:
+    try:
+        x, y = (base64.b64decode(text + "=", altchars=b"-_", validate=True) for text in (message.x, message.y))
+    except binascii.Error as error:
+        raise ValueError("a coordinate is base64url") from error
+    key = PublicKey.from_coordinates(x, y)
+    if key.key_id != message.key_id:
+        raise ValueError("a key's name is its RFC 7638 thumbprint")
+    return key
+
+
+def _timestamp(entry: Entry) -> Timestamp:
+    return Timestamp(seconds=entry.expire_time)
