@@ -22,7 +22,7 @@ from .domain.randomness import Randomness, SystemRandomness
 from .domain.refresh import Refresher
 from .domain.refresh_tokens import RefreshTokens
 from .domain.revoke import Revoker
-from .domain.values import Act, KeyState, SessionTerms
+from .domain.values import Act, KeyState, Seconds, SessionTerms
 from .feed.hub import Hub
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
@@ -64,10 +64,10 @@ async def open_house(settings: Settings, clock: Clock) -> House:
     randomness = SystemRandomness()
     master = MasterKey.from_file(Path(settings.master_key_file))
     stores = await open_stores(settings.database, clock)
-    signer = await _active_signer(stores.signing_keys, master)
+    signer = await _active_signer(stores.signing_keys, master, clock)
     state = TrustState(clock)
     hub = Hub(stores.revocations, state, clock)
-    stores.on_commit = hub.ring
+    stores.set_doorbell(hub.ring)
     groups = frozenset(settings.groups)
     verifier = Verifier(
         audiences=groups | {settings.service_name}, trust=state, clock=clock, leeway_seconds=settings.leeway_seconds
@@ -121,12 +121,12 @@ def _hash_parameters(settings: Settings) -> HashParameters:
     return HashParameters(settings.hash_memory_kib, settings.hash_iterations, settings.hash_lanes)
 
 
-async def _active_signer(keys: SigningKeyStore, master: MasterKey) -> LocalSigner:
+async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:
     """The active key; the first start makes one."""
     for record in await keys.list_keys():
         if record.state is KeyState.ACTIVE:
             return open_key(record, master)
-    return open_key(await keys.add_active(generate_key(master)), master)
+    return open_key(await keys.add_active(generate_key(master, Seconds(int(clock.now())))), master)
 
 
 async def _public_keys(keys: SigningKeyStore) -> list[PublicKey]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -13,7 +13,7 @@ from identity_client.principal import current_principal
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the call being served; in every log line and audit row of it."""
 
-_ServicerContext = grpc.aio.ServicerContext[Any, Any]
+_ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def act_of_anyone(context: _ServicerContext) -> Act:

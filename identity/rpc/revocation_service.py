@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -12,7 +12,7 @@ from identity.v1 import revocation_pb2, revocation_pb2_grpc
 from . import convert
 from .context import act_of_admin
 
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class RevocationServicer(revocation_pb2_grpc.RevocationServiceServicer):

@@ -97,17 +97,17 @@ class TrustState:
     def begin_snapshot(self, epoch: str, version: int, count: int) -> None:
         """A snapshot of *count* entries follows. What is held stays in force until the last of them is here."""
         self._arriving = _Snapshot(epoch, version, count)
-        self.add_snapshot(())
+        self._swap_when_whole(self._arriving)
 
     def add_snapshot(self, entries: Iterable[Entry]) -> None:
-        """A part of it. Raises TrustGap: no snapshot was begun, or more came than announced."""
-        if self._arriving is None:
-            raise TrustGap("a part of a snapshot that was not begun")
-        self._arriving.add(entries)
-        if self._arriving.missing < 0:
-            raise TrustGap("the snapshot has more entries than were announced")
-        if self._arriving.missing == 0:
-            self._swap(self._arriving)
+        """A part of it. Raises TrustGap: more came than was announced, or nothing was announced."""
+        part = list(entries)
+        if not part:
+            return
+        if self._arriving is None or len(part) > self._arriving.missing:
+            raise TrustGap("more entries came than a snapshot announced")
+        self._arriving.add(part)
+        self._swap_when_whole(self._arriving)
 
     def apply(self, first: int, last: int, entries: Iterable[Entry]) -> None:
         """The changes of the versions *first* to *last*. Raises TrustGap: they do not follow what is held."""
@@ -144,7 +144,9 @@ class TrustState:
         """What is held was all there was *data_age_seconds* ago."""
         self._fresh_at = max(self._fresh_at, self._clock.monotonic() - data_age_seconds)
 
-    def _swap(self, snapshot: _Snapshot) -> None:
+    def _swap_when_whole(self, snapshot: _Snapshot) -> None:
+        if snapshot.missing:
+            return
         snapshot.revocations.expire(self.expired_through)
         self._held = snapshot.revocations
         self.epoch, self.version = snapshot.epoch, snapshot.version
@@ -161,7 +163,6 @@ class _Snapshot:
         self.missing = count
         self.revocations = Revocations()
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        arrived = list(entries)
-        self.missing -= len(arrived)
-        self.revocations.add(arrived)
+    def add(self, part: list[Entry]) -> None:
+        self.missing -= len(part)
+        self.revocations.add(part)

@@ -1,0 +1,71 @@
+"""Signing keys in use. The one file of the service that holds a private key, and only behind the Signer port."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+)
+
+from identity_client.tokens import compact
+from identity_client.tokens.claims import Claims
+from identity_client.tokens.keys import PublicKey, base64url
+
+from .config import ConfigurationError
+from .domain.values import KeyState, Seconds, SigningKeyRecord
+from .storage.sealing import MasterKey, SealBroken
+
+_ALGORITHM = ec.ECDSA(hashes.SHA256())
+
+
+class LocalSigner:
+    """An ES256 key in this process's memory."""
+
+    def __init__(self, key_id: str, private_key: ec.EllipticCurvePrivateKey) -> None:
+        self.key_id = key_id
+        self._private_key = private_key
+
+    def sign(self, claims: Claims) -> str:
+        """The token's text, its signature with s in the lower half. Raises ValueError: *claims* name another key."""
+        if claims.key_id != self.key_id:
+            raise ValueError("the claims name another key")
+        signing_input = compact.signing_input(claims)
+        r, s = decode_dss_signature(self._private_key.sign(signing_input, _ALGORITHM))
+        signature = compact.low_s(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+        return f"{signing_input.decode('ascii')}.{base64url(signature)}"
+
+
+def generate_key(master: MasterKey, now: Seconds) -> SigningKeyRecord:
+    """A new active key on P-256, its private half sealed."""
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    public_key = PublicKey.from_key(private_key.public_key())
+    der = private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return SigningKeyRecord(
+        key_id=public_key.key_id,
+        state=KeyState.ACTIVE,
+        public_x=public_key.x,
+        public_y=public_key.y,
+        sealed_private_key=master.seal(der, _context(public_key.key_id)),
+        create_time=now,
+    )
+
+
+def open_key(record: SigningKeyRecord, master: MasterKey) -> LocalSigner:
+    """The key of *record*, ready to sign. Raises ConfigurationError: sealed under another master key."""
+    try:
+        private_key = load_der_private_key(master.open(record.sealed_private_key, _context(record.key_id)), None)
+    except SealBroken:
+        problem = "master_key_file: this is not the key that the database's signing keys are sealed under"
+        raise ConfigurationError([problem]) from None
+    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationError(["the database holds a signing key of another kind"])
+    return LocalSigner(record.key_id, private_key)
+
+
+def _context(key_id: str) -> str:
+    return f"signing-key/{key_id}"

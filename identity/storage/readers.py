@@ -1,0 +1,42 @@
+"""A few threads that read, beside the one that writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from identity_client.errors import DependencyDown
+
+T = TypeVar("T")
+
+THREADS = 4
+
+
+class Readers:
+    """Runs reads, each in one transaction: all of it sees one instant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(THREADS, "sql-reader")
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Run *work*. Raises DependencyDown, and whatever *work* raises."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
+        except DBAPIError as error:
+            raise DependencyDown() from error
+        except RuntimeError as error:  # the threads have been ended
+            raise DependencyDown() from error
+
+    def close(self) -> None:
+        """End the threads once their reads are done."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection, connection.begin():
+            return work(connection)

@@ -1,0 +1,86 @@
+"""SqlRevocationStore: revoked tokens, and the feed that peers follow."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select
+
+from identity.domain.values import Act, KeyState, Standing, TokenIdentity
+from identity.storage.access import Access
+from identity.storage.sql.common import (
+    POLICY_VERSION,
+    Moment,
+    confirm_caller,
+    entry_of,
+    is_live,
+    is_recorded,
+    publish,
+    write_audit,
+)
+from identity.storage.tables import accounts, feed_head, grants, revocations, signing_keys
+from identity_client.trust.entries import Entry, EntryKind
+
+
+class SqlRevocationStore:
+    """See domain.ports.RevocationStore."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def revoke_token(self, token: TokenIdentity, expire_time: int, note: str, act: Act) -> int | None:
+        def work(connection: Connection, moment: Moment) -> int | None:
+            confirm_caller(connection, act, moment)
+            if is_recorded(connection, EntryKind.TOKEN, token.token_id):
+                return None
+            version = publish(connection, EntryKind.TOKEN, token.token_id, expire_time, moment)
+            if version is not None:
+                write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
+            return version
+
+        return await self._access.write(work)
+
+    async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:
+        return await self._access.read(
+            lambda connection, moment: [_standing(connection, token, moment) for token in tokens]
+        )
+
+    async def head(self) -> tuple[str, int]:
+        return await self._access.read(lambda connection, _: _head(connection))
+
+    async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
+        def work(connection: Connection, _: Moment) -> list[tuple[int, Entry]]:
+            later = select(revocations).where(revocations.c.version > version)
+            rows = connection.execute(later.order_by(revocations.c.version).limit(limit)).mappings()
+            return [(row["version"], entry_of(row)) for row in rows]
+
+        return await self._access.read(work)
+
+    async def live_entries(self) -> tuple[str, int, list[Entry]]:
+        def work(connection: Connection, moment: Moment) -> tuple[str, int, list[Entry]]:
+            epoch, version = _head(connection)
+            live = select(revocations).where(revocations.c.expire_time > moment.now).order_by(revocations.c.version)
+            return epoch, version, [entry_of(row) for row in connection.execute(live).mappings()]
+
+        return await self._access.read(work)
+
+
+def _head(connection: Connection) -> tuple[str, int]:
+    row = connection.execute(select(feed_head)).mappings().one()
+    return row["epoch"], row["version"]
+
+
+def _standing(connection: Connection, token: TokenIdentity, moment: Moment) -> Standing:
+    joined = select(grants, accounts.c.generation, accounts.c.disable_time).join_from(grants, accounts)
+    row = connection.execute(joined.where(grants.c.grant_id == token.grant_id)).mappings().first()
+    if row is None or row["account_id"] != token.account_id or not is_live(row, moment):
+        return Standing.REVOKED
+    if row["disable_time"] is not None or is_recorded(connection, EntryKind.TOKEN, token.token_id):
+        return Standing.REVOKED
+    if not _is_key_good(connection, token.key_id):
+        return Standing.REVOKED
+    is_current = token.generation == row["generation"] and token.policy_version == POLICY_VERSION
+    return Standing.LIVE if is_current else Standing.OUTDATED
+
+
+def _is_key_good(connection: Connection, key_id: str) -> bool:
+    state = connection.execute(select(signing_keys.c.state).where(signing_keys.c.key_id == key_id)).scalar()
+    return state is not None and state != KeyState.REVOKED

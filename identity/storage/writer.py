@@ -1,0 +1,138 @@
+"""One thread that writes. What waits is committed together, so that many calls share one fsync.
+
+Each piece of work runs in its own SAVEPOINT: one that raises undoes itself alone. Nobody hears of success before the
+commit; a commit that fails fails all of its pieces. A caller that stops waiting does not stop the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from identity_client.errors import DependencyDown
+
+T = TypeVar("T")
+
+BATCH_LIMIT = 256
+"""The most pieces in one transaction: bounds how long the first of them waits."""
+
+PUBLISHED = "published"
+"""A key of Connection.info: set by work that appended to the feed."""
+
+
+@dataclass(slots=True)
+class _Piece:
+    work: Callable[[Connection], Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    result: Any = None
+    error: BaseException | None = field(default=None)
+
+    def run(self, connection: Connection) -> None:
+        """Run in a SAVEPOINT. An error of the work is kept for its caller, one of the database ends the batch."""
+        try:
+            with connection.begin_nested():
+                self.result = self.work(connection)
+        except DBAPIError as error:
+            if error.connection_invalidated or not connection.in_transaction():
+                raise
+            self.error = error
+        except Exception as error:
+            self.error = error
+
+    def settle(self) -> None:
+        """Tell the caller; harmless when the caller, or their event loop, is gone."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._resolve)
+
+    def _resolve(self) -> None:
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(_as_ours(self.error))
+
+
+class Writer:
+    """The writing thread over one connection of *engine*."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.on_publish: Callable[[], None] = lambda: None
+        """Called on the callers' event loop once revocations are committed."""
+        self._engine = engine
+        self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sql-writer", daemon=True)
+        self._is_closed = False
+        self._thread.start()
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* in a transaction; return once it is durable. Raises DependencyDown, and whatever *work* raises."""
+        if self._is_closed:
+            raise DependencyDown()
+        loop = asyncio.get_running_loop()
+        piece = _Piece(work, loop.create_future(), loop)
+        self._pieces.put(piece)
+        result: T = await piece.future
+        return result
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        self._is_closed = True
+        self._pieces.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch, is_open = self._next_batch()
+            if batch:
+                self._write(batch)
+
+    def _next_batch(self) -> tuple[list[_Piece], bool]:
+        batch: list[_Piece] = []
+        piece = self._pieces.get()
+        while piece is not None:
+            batch.append(piece)
+            if len(batch) == BATCH_LIMIT:
+                return batch, True
+            try:
+                piece = self._pieces.get_nowait()
+            except queue.Empty:
+                return batch, True
+        return batch, False
+
+    def _write(self, batch: list[_Piece]) -> None:
+        try:
+            with self._engine.connect() as connection:
+                connection.info.pop(PUBLISHED, None)
+                with connection.begin():
+                    for piece in batch:
+                        piece.run(connection)
+                has_published = PUBLISHED in connection.info
+        except Exception as error:
+            for piece in batch:
+                piece.error = error
+            has_published = False
+        if has_published:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                batch[0].loop.call_soon_threadsafe(self.on_publish)
+        for piece in batch:
+            piece.settle()
+
+
+def _as_ours(error: BaseException) -> BaseException:
+    """The database's own troubles are one class to callers; the cause stays in the chain for the log."""
+    if isinstance(error, DBAPIError):
+        ours = DependencyDown()
+        ours.__cause__ = error
+        return ours
+    return error
