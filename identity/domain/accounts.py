@@ -14,7 +14,7 @@ from .passwords import PasswordHasher, prepare_new_password
 from .ports import AccountStore
 from .randomness import Randomness, new_id
 from .roles import check_roles
-from .secrets import hash_secret
+from .secrets import hash_secret, refuse_token_text
 from .values import Account, AccountKind, AccountRef, Act, NewAccount, NewClientSecret
 
 MAXIMUM_USERNAME = 128
@@ -69,8 +69,12 @@ class AccountAdmin:
     async def create_user(self, username: str, password: str, roles: tuple[str, ...], act: Act) -> Account:
         """Create a person. Raises InvalidRequest, AccountAlreadyExists, Overloaded."""
         normalised = normalise_username(username)
+        refuse_token_text(username, "username")
         roles = check_roles(roles)
-        password_hash = await self._hasher.hash(prepare_new_password(password))
+        prepared = prepare_new_password(password)
+        if password.casefold() == username.casefold():
+            raise InvalidRequest("the password must differ from the username", "password")
+        password_hash = await self._hasher.hash(prepared)
         account = self._new_account(AccountKind.USER, username, normalised, roles, password_hash)
         return await self._accounts.create(account, None, act)
 

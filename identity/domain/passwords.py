@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from identity_client.errors import InvalidRequest, Overloaded
 
 from .randomness import Randomness
+from .secrets import refuse_token_text
 
 MINIMUM_CHARACTERS = 12
 MAXIMUM_BYTES = 1024
@@ -52,7 +53,11 @@ def prepare_password(raw_password: str) -> bytes:
 
 
 def prepare_new_password(raw_password: str) -> bytes:
-    """As prepare_password, and long enough to be chosen: NIST SP 800-63B asks for length, not for composition."""
+    """As prepare_password, and fit to be chosen: long (NIST SP 800-63B asks for no composition), and no token.
+
+    Raises InvalidRequest.
+    """
+    refuse_token_text(raw_password, "password")
     prepared = prepare_password(raw_password)
     if len(prepared.decode("utf-8")) < MINIMUM_CHARACTERS:
         raise InvalidRequest(f"at least {MINIMUM_CHARACTERS} characters", "password")

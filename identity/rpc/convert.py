@@ -150,19 +150,19 @@ def introspection(claims: Claims | None) -> token_pb2.IntrospectResponse:
 def token_identities(request: trust_pb2.CheckRevocationRequest) -> list[TokenIdentity]:
     """The tokens to judge. Raises InvalidRequest."""
     if not 1 <= len(request.tokens) <= MAXIMUM_CHECKED_TOKENS:
-        raise InvalidRequest(f"1-{MAXIMUM_CHECKED_TOKENS} tokens", "tokens")
+        raise InvalidRequest(f"name 1 to {MAXIMUM_CHECKED_TOKENS} tokens in one call", "tokens")
     return [_token_identity(message, f"tokens[{at}]") for at, message in enumerate(request.tokens)]
 
 
 def _token_identity(message: trust_pb2.TokenIdentity, field: str) -> TokenIdentity:
     if message.generation < 0 or message.policy_version < 0 or len(message.key_id) > 64:
         raise InvalidRequest("generation and policy_version are not negative, key_id has at most 64 characters", field)
-    if not 1 <= len(message.account_id) <= 128 or len(message.roles) > MAXIMUM_ROLES:
-        raise InvalidRequest(f"account_id has 1-128 characters, and there are at most {MAXIMUM_ROLES} roles", field)
+    if len(message.roles) > MAXIMUM_ROLES or any(len(role) > 64 for role in message.roles):
+        raise InvalidRequest(f"at most {MAXIMUM_ROLES} roles of at most 64 characters", f"{field}.roles")
     return TokenIdentity(
         token_id=checked_id(message.token_id, f"{field}.token_id"),
         grant_id=checked_id(message.grant_id, f"{field}.grant_id"),
-        account_id=message.account_id,
+        account_id=checked_id(message.account_id, f"{field}.account_id"),
         generation=message.generation,
         policy_version=message.policy_version,
         key_id=message.key_id,

@@ -60,7 +60,7 @@ BODIES = {
     "cut short": b"\x0a\x7fabc",
     "not UTF-8": b"\x0a\x02\xff\xfe",
     "text as a number": b"\x08\x2a",
-    "number as a text": b"\x0a\x03abc\x10\x01\x18\x01",
+    "number as a text": b"\x0a\x03AB!\x10\x01\x18\x01",
     "unknown fields": b"\xf2\x3f\x04spam",
     "a message in a text": b"\x0a\x04\x0a\x02hi",
     "a huge varint": b"\x08" + b"\xff" * 9 + b"\x01",

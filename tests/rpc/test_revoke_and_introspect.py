@@ -32,8 +32,8 @@ async def introspect(api: Api, token: str, peer: Metadata) -> token_pb2.Introspe
     return await api.tokens.Introspect(token_pb2.IntrospectRequest(token=token), metadata=peer)
 
 
-def payload_of(token: str) -> dict[str, object]:
-    segment = token.split(".")[1]
+def payload_of(token: str, segment_number: int = 1) -> dict[str, object]:
+    segment = token.split(".")[segment_number]
     return json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))  # type: ignore[no-any-return]
 
 
@@ -181,5 +181,6 @@ def identity_of(token: str) -> trust_pb2.TokenIdentity:
         account_id=payload["sub"],
         generation=payload["gen"],
         policy_version=payload["pol"],
+        key_id=payload_of(token, 0)["kid"],
         roles=payload.get("roles", []),
     )
