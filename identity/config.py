@@ -96,7 +96,9 @@ def _from_file(path: Path | None, problems: list[str]) -> dict[str, Any]:
         return {}
     known = _defaults()
     problems += [f"{path}: unknown setting {name!r}" for name in table if name not in known]
-    return {name: value for name in known if name in table and (value := _typed(name, table[name], problems)) is not None}
+    return {
+        name: value for name in known if name in table and (value := _typed(name, table[name], problems)) is not None
+    }
 
 
 def _typed(name: str, value: object, problems: list[str]) -> object:
@@ -192,7 +194,9 @@ def _check_choices(settings: Settings) -> list[str]:
 
 def _check_files(settings: Settings) -> list[str]:
     paths = [("master_key_file", settings.master_key_file)]
-    paths += [(name, getattr(settings, name)) for name in ("tls_certificate_file", "tls_key_file", "tls_client_ca_file")]
+    paths += [
+        (name, getattr(settings, name)) for name in ("tls_certificate_file", "tls_key_file", "tls_client_ca_file")
+    ]
     return [f"{name}: {path} cannot be read" for name, path in paths if path and not os.access(path, os.R_OK)]
 
 

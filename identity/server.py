@@ -98,7 +98,7 @@ class Server:
         if self.house is not None:
             await self.house.close()
 
-    async def _set_health(self, status: HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def _set_health(self, status: Any) -> None:
         for service in ("", *_service_names()):
             await self._health.set(service, status)
 

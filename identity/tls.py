@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -20,8 +21,8 @@ class CertificateFiles:
         self._stamps = self._read_stamps()
         self.initial = self._read()
 
-    def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new configuration, or None while nothing changed."""
+    def changed(self) -> Any:
+        """The new configuration, or None while nothing changed (which grpc's type stubs do not know of)."""
         try:
             stamps = self._read_stamps()
             if stamps == self._stamps:

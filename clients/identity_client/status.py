@@ -65,7 +65,8 @@ def pack(error: IdentityError, refused_by: str = "", audience: str = "") -> byte
     message = status_pb2.Status(code=_CODES[error.status], message=message_of(error))
     for detail in (info, *_extras(error)):
         message.details.add().Pack(detail)
-    return message.SerializeToString()
+    packed: bytes = message.SerializeToString()
+    return packed
 
 
 def message_of(error: IdentityError) -> str:
@@ -113,9 +114,7 @@ def _extras(error: IdentityError) -> list[Any]:
     return extras
 
 
-def _build(
-    info: error_details_pb2.ErrorInfo, message: str, retry: error_details_pb2.RetryInfo | None
-) -> IdentityError:
+def _build(info: error_details_pb2.ErrorInfo, message: str, retry: error_details_pb2.RetryInfo | None) -> IdentityError:
     kind = BY_REASON.get(info.reason, IdentityError)  # a reason of a later version
     error = kind(message.removeprefix(f"{info.reason}: "))
     if isinstance(error, InvalidRequest):

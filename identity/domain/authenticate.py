@@ -69,7 +69,7 @@ class Authenticator:
         record = await self._accounts.find_password(username)
         matches = await self._hasher.matches(password, record.password_hash if record else None)
         if record is None or not matches or not record.is_enabled:
-            await self._refuse("session.open", username, act)
+            raise await self._refusal("session.open", username, act)
         audience = await self._audiences.resolve(wanted.audience)
         return await self._open_session(record, audience, wanted, act)
 
@@ -82,7 +82,7 @@ class Authenticator:
             raise InvalidRequest("this is not the text of a client secret", "client_secret.client_secret") from None
         record = await self._grants.find_secret(grant_id)
         if not _is_client(record, username, secret):
-            await self._refuse("secret.use", username, act)
+            raise await self._refusal("secret.use", username, act)
         audience = await self._audiences.resolve(wanted.audience)
         snapshot = await self._grants.use_secret(grant_id, audience, wanted.scopes, self._minter.lifetime, act)
         return Issued(snapshot, self._minter.access_token(snapshot))
@@ -103,11 +103,11 @@ class Authenticator:
         refresh_text = None if salt is None else self._refresh_tokens.text(session.grant_id, 0, salt)
         return Issued(snapshot, self._minter.access_token(snapshot), refresh_text)
 
-    async def _refuse(self, action: str, username: str, act: Act) -> None:
+    async def _refusal(self, action: str, username: str, act: Act) -> BadCredentials:
         # A name that was typed may be a password in the wrong field: the log gets a keyed hash of it.
         digest = hmac.digest(self._name_key, username.encode(), hashlib.sha256).hex()
         await self._audit.note_refusal(action, BadCredentials.reason, digest, act)
-        raise BadCredentials()
+        return BadCredentials()
 
 
 def _is_client(record: SecretRecord | None, username: str, secret: bytes) -> bool:

@@ -105,10 +105,10 @@ class Refresher:
         match decision:
             case Rotate():
                 rotated = await self._grants.rotate(held, self._grace, self._minter.lifetime, act)
-                return rotated and self._issue(rotated, held, held.count + 1)
+                return None if rotated is None else self._issue(rotated, held, held.count + 1)
             case Repeat():
                 repeated = await self._grants.repeat(held, self._minter.lifetime, act)
-                return repeated and self._issue(repeated, held, held.count)
+                return None if repeated is None else self._issue(repeated, held, held.count)
             case End(error):
                 ended = await self._grants.end(held.grant_id, EndReason.REFRESH_REUSED, "", act)
                 await self._feed.published(ended.version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -33,7 +33,7 @@ class _NamesAccount(Protocol):
     account_id: str
     username: str
 
-    def WhichOneof(self, oneof_group: str) -> str | None: ...
+    def WhichOneof(self, oneof_group: Literal["account"]) -> Literal["account_id", "username"] | None: ...
 
 
 def timestamp(seconds: int) -> Timestamp:

@@ -42,10 +42,10 @@ class Firewall(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
         except Exception:
             return _refusing(_unplanned(handler_call_details.method))
-        return handler and _wrap(handler, handler_call_details.method)
+        return None if handler is None else _wrap(handler, handler_call_details.method)
 
 
-def _wrap(handler: _Handler, method: str) -> _Handler:
+def _wrap(handler: Any, method: str) -> _Handler:
     if handler.response_streaming and not handler.request_streaming:
         return grpc.unary_stream_rpc_method_handler(
             _streaming(handler.unary_stream, method), _firm(handler.request_deserializer), handler.response_serializer
@@ -54,7 +54,8 @@ def _wrap(handler: _Handler, method: str) -> _Handler:
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary, method), _firm(handler.request_deserializer), handler.response_serializer
         )
-    return handler  # reflection alone streams requests, and its messages hold nothing of ours
+    streaming: _Handler = handler
+    return streaming  # reflection alone streams requests, and its messages hold nothing of ours
 
 
 def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:

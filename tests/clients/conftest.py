@@ -1,26 +1,11 @@
-"""Fixtures: a guard over a trust state that the test itself feeds, and a fake identity service with a connected peer."""
+"""A clock that stands still, an issuer, and a trust state that the test itself feeds."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-
 import pytest
 
-from identity_client.access.judge import Judge
-from identity_client.aio.guard import Guard
-from identity_client.aio.identity import Identity
-from identity_client.principal import Principal
-from identity_client.tokens.verifier import Verifier
 from identity_client.trust.state import TrustState
-from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
 from tests.clients.issuer import ISSUER, FixedClock, Issuer
-from tests.clients.probe import RULES, Peer
-
-sys.path.append(str(Path(__file__).parents[2] / "clients" / "examples"))
-
-MakeGuard = Callable[..., Guard]
 
 
 @pytest.fixture

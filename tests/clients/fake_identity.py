@@ -136,9 +136,7 @@ class FakeIdentity(
         if not self.sends_snapshots or (request.epoch, request.version) == (self.state.epoch, self.state.version):
             return []
         entries = list(self.state.entries())
-        start = trust_pb2.SnapshotStart(
-            epoch=self.state.epoch, version=self.state.version, entry_count=len(entries)
-        )
+        start = trust_pb2.SnapshotStart(epoch=self.state.epoch, version=self.state.version, entry_count=len(entries))
         opening = [trust_pb2.WatchTrustResponse(snapshot_start=start)]
         if entries:
             opening.append(trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -239,7 +240,7 @@ async def test_a_caller_whose_token_is_bad_is_not_even_asked_about(peer: Peer, c
 
 
 def test_a_guard_that_cannot_confirm_refuses_to_be_built_for_methods_that_demand_it(judge: Judge) -> None:
-    with pytest.raises(ValueError, match="/probe.v1.ProbeService/Confirmed"):
+    with pytest.raises(ValueError, match=re.escape("/probe.v1.ProbeService/Confirmed")):
         Guard(judge, audience="orders")
 
 
@@ -247,9 +248,7 @@ def test_a_guard_that_cannot_confirm_refuses_to_be_built_for_methods_that_demand
 
 
 @pytest.mark.parametrize("method", ["Watch", "WatchByWriting"])
-async def test_a_stream_ends_when_its_token_expires(
-    peer: Peer, issuer: Issuer, clock: FixedClock, method: str
-) -> None:
+async def test_a_stream_ends_when_its_token_expires(peer: Peer, issuer: Issuer, clock: FixedClock, method: str) -> None:
     call = peer.open(method, bearer(issuer.mint()))
     assert await call.read() == b"watching"
     clock.advance(600 + 5)  # the lifetime and the leeway

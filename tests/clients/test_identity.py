@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 
 from identity.v1 import trust_pb2
@@ -20,7 +17,7 @@ from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.identity import Identity, StartError
 from identity_client.aio.stream import delay_seconds
-from identity_client.errors import BadCredentials, Unauthenticated
+from identity_client.errors import Unauthenticated
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.entries import Entry, EntryKind
 from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
@@ -125,7 +122,7 @@ async def test_1000_guarded_calls_make_no_rpc_open_no_socket_and_touch_no_databa
     metadata = [bearer(fake.issuer.mint()) for _ in range(100)]
     await peer.call("UnaryUnary", metadata[0])  # opens the test's own connection to the peer
     rpcs, sockets = fake.calls.total(), open_sockets()
-    with recorded({"socket.connect", "socket.getaddrinfo", "sqlite3.connect", "subprocess.Popen"}) as events:
+    with Recorded({"socket.connect", "socket.getaddrinfo", "sqlite3.connect", "subprocess.Popen"}) as events:
         for number in range(1_000):
             await peer.call("UnaryUnary", metadata[number % 100])
     assert peer.probe.runs == 1_001
@@ -143,9 +140,9 @@ async def test_calls_are_judged_while_the_identity_service_is_down(peer: Peer, f
 def open_sockets() -> set[int]:
     """The inodes of this process's sockets, those of the C core included."""
     inodes = set()
-    for name in os.listdir("/dev/fd"):
+    for path in Path("/dev/fd").iterdir():
         try:
-            status = os.fstat(int(name))
+            status = path.stat()
         except OSError:
             continue  # the descriptor of the listing itself
         if stat.S_ISSOCK(status.st_mode):
@@ -153,7 +150,7 @@ def open_sockets() -> set[int]:
     return inodes
 
 
-class recorded:
+class Recorded:
     """Keeps the named audit events of this interpreter. A hook cannot be removed, so it is merely switched off."""
 
     def __init__(self, names: set[str]) -> None:

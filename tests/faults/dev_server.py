@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,24 @@ class DevServer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.address = f"127.0.0.1:{_free_port()}"
-        self.log_lines: list[str] = []
+        self._log = directory / "log.jsonl"
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, **environment: str) -> None:
         """Start, and return once it says that it is ready."""
+        self.stop()
         command = [sys.executable, "-m", "identity.cli", "dev", "--directory", str(self.directory)]
-        self._process = subprocess.Popen(
-            [*command, "--listen", self.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
-        threading.Thread(target=self._keep_log, args=(self._process,), daemon=True).start()
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                [*command, "--listen", self.address],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | environment,
+            )
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("identity is ready on"):
-                threading.Thread(target=self._process.stdout.read, daemon=True).start()
-                return
-        raise AssertionError("the server ended before it was ready:\n" + "".join(self.log_lines))
+        if not any(line.startswith("identity is ready on") for line in self._process.stdout):
+            raise AssertionError(f"the server ended before it was ready:\n{self._log.read_text()}")
 
     def wait_killed(self) -> None:
         """Return once the process is dead; it must have died by SIGKILL."""
@@ -47,19 +44,17 @@ class DevServer:
 
     def stop(self) -> None:
         """End the process as an operator would; does nothing when it is gone."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(30)
+        self._process.communicate(timeout=30)
         self._process = None
 
     @property
     def secrets(self) -> dict[str, Any]:
         """What `.identity/dev.json` says."""
         return json.loads((self.directory / "dev.json").read_text())  # type: ignore[no-any-return]
-
-    def _keep_log(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        self.log_lines.extend(process.stderr)
 
 
 def _free_port() -> int:

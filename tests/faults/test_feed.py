@@ -11,17 +11,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from identity.house import LOCAL_ACT
-from identity.server import Server
 from identity.v1 import token_pb2
 from identity_client import aio
 from identity_client.access.judge import Judge
 from identity_client.access.rules import Rule, Rules
+from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError, TokenOutdated, TokenRevoked, TrustStale
 from identity_client.tokens.verifier import Verifier
 from tests.faults.proxy import Proxy
-from tests.rpc.api import ADMIN_PASSWORD, Api
-from tests.rpc.conftest import MakeSettings
+from tests.rpc.api import Api
 
 PEERS = 4
 REVOCATIONS = 200
@@ -48,25 +46,14 @@ class Peer:
         return True
 
 
-@pytest.fixture
-async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
-    server = Server(make_settings())
-    api = Api(server, await server.start())
-    assert server.house is not None
-    await server.house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
-    yield api
-    await api.channel.close()
-    await server.stop()
-
-
 @asynccontextmanager
 async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> AsyncIterator[Peer]:
     service = await api.create_service(name, "peer")
     proxy = Proxy(api.address)
     await proxy.start()
-    identity = aio.Identity(address=proxy.address, client_id=name, client_secret=service.client_secret)
+    identity = aio.Identity(aio.Connection(proxy.address, name, service.client_secret))
     async with identity:
-        verifier = Verifier(audiences=frozenset({name, "internal"}), trust=identity.trust, clock=identity.clock)
+        verifier = Verifier(audiences=frozenset({name, "internal"}), trust=identity.trust, clock=SystemClock())
         judge = Judge(
             rules=Rules.from_table({METHOD: Rule()}),
             verifier=verifier,

@@ -34,6 +34,11 @@ class Chain:
         self.texts.append(refresh(channel, self.texts[-1]))
 
 
+def open_channel(address: str) -> grpc.Channel:
+    """A channel of its own: a shared one would remember that the server was dead, and wait."""
+    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
 def refresh(channel: grpc.Channel, text: str) -> str:
     stub = token_pb2_grpc.TokenServiceStub(channel)
     return stub.Refresh(token_pb2.RefreshRequest(refresh_token=text), timeout=10).tokens.refresh_token
@@ -57,7 +62,7 @@ def test_a_kill_during_refresh_loses_no_session_and_forks_no_chain(
     server.start(IDENTITY_FAILPOINTS=f"{failpoint}=kill@{nth}")
     chains = run_until_killed(server)
     server.start()
-    with grpc.insecure_channel(server.address) as channel:
+    with open_channel(server.address) as channel:
         for chain in chains:
             retry_and_continue(channel, chain)
         for age, chain in enumerate(chains):
@@ -68,7 +73,7 @@ def test_a_kill_during_refresh_loses_no_session_and_forks_no_chain(
 def run_until_killed(server: DevServer) -> list[Chain]:
     """Advance all chains in turn until the server dies under one of them."""
     user = server.secrets["user"]
-    with grpc.insecure_channel(server.address) as channel:
+    with open_channel(server.address) as channel:
         chains = [Chain(channel, user["username"], user["password"]) for _ in range(SESSIONS)]
         for step in range(100 * SESSIONS):
             try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
 
+from identity.config import Settings
 from identity.server import Server
 from identity.v1 import (
     account_pb2,
@@ -20,6 +22,7 @@ from identity.v1 import (
 ADMIN_PASSWORD = "correct horse battery"
 USER_PASSWORD = "a long enough secret"
 
+MakeSettings = Callable[..., Settings]
 Metadata = tuple[tuple[str, str], ...]
 
 

@@ -19,8 +19,7 @@ from identity_client.errors import (
     TokenOutdated,
 )
 from identity_client.tokens import opaque
-from tests.rpc.api import USER_PASSWORD, Api, MovableClock, bearer
-from tests.rpc.conftest import MakeSettings
+from tests.rpc.api import USER_PASSWORD, Api, MakeSettings, MovableClock, bearer
 from tests.rpc.refusals import refusal
 
 GRACE_SECONDS = 60

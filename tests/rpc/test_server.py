@@ -16,9 +16,8 @@ from identity.house import LOCAL_ACT
 from identity.server import CONTRACT, Server
 from identity.v1 import access_pb2, account_pb2, authentication_pb2, trust_pb2, trust_pb2_grpc
 from identity_client.errors import CredentialsMissing
-from tests.rpc.api import ADMIN_PASSWORD, Api, bearer
+from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings, bearer
 from tests.rpc.certificates import Authority, write_pair
-from tests.rpc.conftest import MakeSettings
 from tests.rpc.refusals import refusal, refused
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

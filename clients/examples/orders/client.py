@@ -3,11 +3,6 @@ when the guard says that its token is outdated."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -15,7 +10,7 @@ import grpc
 from identity.v1 import authentication_pb2
 from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
 from identity_client import status
-from identity_client.errors import IdentityError, TokenExpired, TokenOutdated
+from identity_client.errors import TokenExpired, TokenOutdated
 from orders.v1 import orders_pb2 as pb
 from orders.v1.orders_pb2_grpc import OrderServiceStub
 
@@ -25,9 +20,7 @@ Response = TypeVar("Response")
 class OrdersClient:
     """Calls orders as one user. Raises: IdentityError, the class that the server or its guard raised."""
 
-    def __init__(
-        self, identity: grpc.aio.Channel, orders: grpc.aio.Channel, username: str, password: str
-    ) -> None:
+    def __init__(self, identity: grpc.aio.Channel, orders: grpc.aio.Channel, username: str, password: str) -> None:
         self._authentication = AuthenticationServiceStub(identity)
         self._orders = OrderServiceStub(orders)
         self._username = username

@@ -20,7 +20,9 @@ class OrderServicer(orders_pb2_grpc.OrderServiceServicer):
 
     def __init__(self) -> None:
         items = {"1": "tea", "2": "coffee", "3": "cocoa"}
-        self._orders = {key: pb.Order(order_id=key, item=item, state=pb.ORDER_STATE_OPEN) for key, item in items.items()}
+        self._orders = {
+            key: pb.Order(order_id=key, item=item, state=pb.ORDER_STATE_OPEN) for key, item in items.items()
+        }
         self._watchers: set[asyncio.Queue[pb.Order]] = set()
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Context) -> pb.GetOrderResponse:

@@ -26,7 +26,9 @@ class Rule:
     max_authentication_age_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        is_closed = self.scopes or self.any_roles or self.is_confirmed or self.max_authentication_age_seconds is not None
+        is_closed = (
+            self.scopes or self.any_roles or self.is_confirmed or self.max_authentication_age_seconds is not None
+        )
         if self.public and is_closed:
             raise RuleError("a public method has no other condition")
         if self.max_authentication_age_seconds is not None and self.max_authentication_age_seconds <= 0:

@@ -1,7 +1,7 @@
 """The asyncio face: connect to the identity service, guard servers, know who calls.
 
-    async with aio.Identity.from_env() as identity:
-        server = grpc.aio.server(interceptors=[identity.guard("orders", orders_pb2)])
+async with aio.Identity.from_env() as identity:
+    server = grpc.aio.server(interceptors=[identity.guard("orders", orders_pb2)])
 """
 
 from identity_client.aio.environment import ConfigurationError, Connection

@@ -35,7 +35,7 @@ _END = object()
 
 
 def bind(handler: Handler[Any, Any], streams: OpenStreams, refuse: Refuse) -> Binder:
-    """Prepares *handler* once. What it returns is called per call, in the call's context, and gives the handler to run."""
+    """Prepares *handler* once. What it returns is called in each call's context, and gives the handler to run."""
     name, build = _SHAPES[handler.request_streaming, handler.response_streaming]
     behaviour: Behaviour = getattr(handler, name)
 

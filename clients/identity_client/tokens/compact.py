@@ -85,7 +85,9 @@ def is_low_s(signature: bytes) -> bool:
     """Whether r and s are in range and s is in its lower half."""
     if len(signature) != SIGNATURE_BYTES:
         return False
-    return 0 < int.from_bytes(signature[:32], "big") < _ORDER and 0 < int.from_bytes(signature[32:], "big") <= _HALF_ORDER
+    return (
+        0 < int.from_bytes(signature[:32], "big") < _ORDER and 0 < int.from_bytes(signature[32:], "big") <= _HALF_ORDER
+    )
 
 
 def low_s(signature: bytes) -> bytes:

@@ -30,7 +30,7 @@ class Kind(enum.StrEnum):
     SESSION = "ids_"
     REFRESH = "idr_"
     API_KEY = "idk_"
-    CLIENT_SECRET = "idc_"
+    CLIENT_SECRET = "idc_"  # noqa: S105 - the prefix, not a secret
 
 
 _KINDS = {kind.value: kind for kind in Kind}

@@ -74,7 +74,8 @@ def account_of(row: RowMapping) -> Account:
 def confirm_caller(connection: Connection, act: Act, moment: Moment) -> None:
     """Whether whoever acts may still act, now that the write lock is held.
 
-    Raises TokenRevoked, TokenOutdated, PermissionMissing. An act without a caller is its holder's own, or the machine's.
+    An act without a caller is its holder's own, or the machine's. Raises TokenRevoked, TokenOutdated,
+    PermissionMissing.
     """
     caller = act.caller
     if caller is None:

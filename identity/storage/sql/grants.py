@@ -231,9 +231,7 @@ def _session_snapshot(connection: Connection, grant_id: str, moment: Moment) -> 
     return _snapshot(row, moment, FIRST_PARTY, row["audience"], scopes)
 
 
-def _snapshot(
-    row: RowMapping, moment: Moment, client_id: str, audience: str, scopes: tuple[str, ...]
-) -> GrantSnapshot:
+def _snapshot(row: RowMapping, moment: Moment, client_id: str, audience: str, scopes: tuple[str, ...]) -> GrantSnapshot:
     return GrantSnapshot(
         grant_id=row["grant_id"],
         account_id=row["account_id"],

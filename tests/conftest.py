@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,7 @@ from identity.config import Settings
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
-from tests.rpc.api import ADMIN_PASSWORD, Api
-
-MakeSettings = Callable[..., Settings]
+from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings
 
 
 @pytest.fixture

@@ -1,0 +1,160 @@
+"""The command line: identity dev | serve | admin create | token."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from identity_client.clock import SystemClock
+from identity_client.errors import IdentityError
+
+from . import dev, failpoints, logs
+from .config import ConfigurationError, Settings, load
+from .house import LOCAL_ACT, open_house
+from .server import Server, serve_until
+from .token_command import fetch_token
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; -> the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        asyncio.run(options.run(options))
+    except ConfigurationError as error:
+        print("identity cannot do this:", *(f"  - {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        return 1
+    except IdentityError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+async def _dev(options: argparse.Namespace) -> None:
+    logs.configure("info")
+    files = dev.DevFiles(options.directory)
+    server = Server(dev.prepare(files, options.listen))
+
+    async def announce(address: str) -> None:
+        if server.house is not None:
+            await dev.seed(files, server.house.accounts, address)
+        print(dev.welcome(files, address), flush=True)
+
+    await _serve_until_signal(server, announce, drain_seconds=2)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    if os.environ.get(failpoints.VARIABLE):
+        raise ConfigurationError([f"{failpoints.VARIABLE} is set: failpoints are for tests, not for production"])
+    settings = load(options.config, os.environ)
+    logs.configure(settings.log_level)
+    for warning in settings.warnings():
+        _log.warning(warning)
+
+    async def announce(address: str) -> None:
+        _log.info("identity is ready on %s", address)
+
+    await _serve_until_signal(Server(settings), announce, settings.drain_seconds)
+
+
+async def _serve_until_signal(server: Server, announce: Callable[[str], Awaitable[None]], drain_seconds: float) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await announce(await server.start())
+    except RuntimeError as error:  # grpc's own words, for a port that is taken
+        await server.stop()
+        raise ConfigurationError([f"listen: {error}"]) from None
+    except BaseException:
+        await server.stop()
+        raise
+    await serve_until(server, stop, drain_seconds)
+
+
+async def _create_admin(options: argparse.Namespace) -> None:
+    settings = load(options.config, os.environ)
+    password = read_secret(options.password_file, "Password of the new admin: ")
+    await create_admin(settings, options.username, password)
+    print(f"created {options.username}, who has the role admin")
+
+
+async def create_admin(settings: Settings, username: str, password: str) -> None:
+    """Create an account with the role admin, over the database itself. Raises IdentityError, ConfigurationError."""
+    house = await open_house(settings, SystemClock())
+    try:
+        await house.accounts.create_user(username, password, ("admin",), LOCAL_ACT)
+    finally:
+        await house.close()
+
+
+async def _token(options: argparse.Namespace) -> None:
+    if options.dev is not None:
+        known = dev.DevFiles(options.dev).read_secrets()
+        address, username, password = known["address"], known["admin"]["username"], known["admin"]["password"]
+    else:
+        address, username = options.address, options.username
+        if not address or not username:
+            raise ConfigurationError(["give --address (or IDENTITY_ADDRESS) and --username, or --dev"])
+        password = read_secret(options.password_file, f"Password of {username}: ")
+    ca_file = Path(os.environ["IDENTITY_CA_FILE"]) if os.environ.get("IDENTITY_CA_FILE") else None
+    token = await fetch_token(address, ca_file, username, password, options.audience)
+    print(f"authorization: Bearer {token}" if options.header else token)
+
+
+def read_secret(path: Path | None, prompt: str) -> str:
+    """A secret from a file, from standard input, or typed unseen; never from an argument. Raises ConfigurationError."""
+    if path is None and sys.stdin.isatty():
+        return getpass.getpass(prompt)
+    try:
+        text = sys.stdin.read() if path is None or str(path) == "-" else path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigurationError([f"--password-file: {path} cannot be read: {error.strerror}"]) from None
+    return text.removesuffix("\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("identity", description="A gRPC identity service.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("dev", help="run everything in one folder, for development")
+    command.add_argument("--directory", type=Path, default=dev.DEFAULT_DIRECTORY)
+    command.add_argument("--listen", default=dev.DEFAULT_LISTEN, metavar="HOST:PORT")
+    command.set_defaults(run=_dev)
+
+    command = commands.add_parser("serve", help="run in production")
+    command.add_argument("--config", type=Path, help="a TOML file; IDENTITY_* variables win over it")
+    command.set_defaults(run=_serve)
+
+    admin = commands.add_parser("admin", help="work on the database itself").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    command = admin.add_parser("create", help="create an account with the role admin")
+    command.add_argument("username")
+    command.add_argument("--config", type=Path)
+    command.add_argument("--password-file", type=Path, help="default: standard input, or typed unseen")
+    command.set_defaults(run=_create_admin)
+
+    command = commands.add_parser("token", help="log in and print an access token")
+    command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")
+    command.add_argument("--address", default=os.environ.get("IDENTITY_ADDRESS"), metavar="HOST:PORT")
+    command.add_argument("--username")
+    command.add_argument("--password-file", type=Path, help="default: standard input, or typed unseen")
+    command.add_argument("--audience", default="")
+    command.add_argument("--header", action="store_true", help="print it as a header line, as curl tools read it")
+    command.set_defaults(run=_token)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
