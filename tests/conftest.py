@@ -11,7 +11,17 @@ from identity.config import Settings
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
+from tests.requirements_report import RequirementsReport
 from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--requirements", action="store_true", help="fail where a requirement that is due is not proved")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--requirements"):
+        config.pluginmanager.register(RequirementsReport())
 
 
 @pytest.fixture
