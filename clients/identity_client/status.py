@@ -116,9 +116,11 @@ def _extras(error: IdentityError) -> list[Any]:
 
 def _build(info: error_details_pb2.ErrorInfo, message: str, retry: error_details_pb2.RetryInfo | None) -> IdentityError:
     kind = BY_REASON.get(info.reason, IdentityError)  # a reason of a later version
-    error = kind(message.removeprefix(f"{info.reason}: "))
-    if isinstance(error, InvalidRequest):
-        error.field = info.metadata.get("field", "")
+    sentence = message.removeprefix(f"{info.reason}: ")
+    if issubclass(kind, InvalidRequest):
+        field = info.metadata.get("field", "")
+        return kind(sentence.removeprefix(f"{field}: "), field)
+    error = kind(sentence)
     if isinstance(error, Internal):
         error.error_id = info.metadata.get("error_id", "")
     if isinstance(error, RetryLater) and retry is not None:
