@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def assert_useful(error: grpc.aio.AioRpcError) -> errors.IdentityError:
 
 def stored_rows(database: Path) -> dict[str, int]:
     """Rows per table; refused log-ins are noted in the audit log alone."""
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {
             table: connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]

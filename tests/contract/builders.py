@@ -1,0 +1,73 @@
+"""Accounts, sessions and acts, the short way."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+from identity.domain.values import (
+    Account,
+    AccountKind,
+    Act,
+    Caller,
+    GrantSnapshot,
+    NewAccount,
+    NewClientSecret,
+    NewSession,
+    SessionTerms,
+    TokenIdentity,
+)
+from identity.storage.database import Stores
+from tests.clients.issuer import new_id
+
+ACT = Act(request_id="request", origin="127.0.0.1")
+LIFETIME = 600
+TERMS = SessionTerms(idle_lifetime=1_000, absolute_lifetime=5_000)
+
+
+async def create_user(stores: Stores, username: str = "carol", *roles: str) -> Account:
+    account = NewAccount(new_id(), AccountKind.USER, username, username, roles, "$argon2id$...")
+    return await stores.accounts.create(account, None, ACT)
+
+
+async def create_service(stores: Stores, username: str = "orders", *roles: str) -> tuple[Account, str]:
+    """-> account, the id of its secret."""
+    account = NewAccount(new_id(), AccountKind.SERVICE, username, username, roles, None)
+    grant_id = new_id()
+    return await stores.accounts.create(account, NewClientSecret(grant_id, secrets.token_bytes(32)), ACT), grant_id
+
+
+def new_session(account: Account, **changes: object) -> NewSession:
+    session = NewSession(
+        grant_id=new_id(),
+        account_id=account.account_id,
+        credential_version=1,
+        audience="internal",
+        requested_scopes=(),
+        refresh_salt=secrets.token_bytes(16),
+        access_lifetime=LIFETIME,
+        terms=TERMS,
+    )
+    return replace(session, **changes)  # type: ignore[arg-type]
+
+
+async def log_in(stores: Stores, account: Account, **changes: object) -> GrantSnapshot:
+    return await stores.grants.open_session(new_session(account, **changes), ACT)
+
+
+def identity_of(snapshot: GrantSnapshot, key_id: str = "key") -> TokenIdentity:
+    return TokenIdentity(
+        token_id=new_id(),
+        grant_id=snapshot.grant_id,
+        account_id=snapshot.account_id,
+        generation=snapshot.generation,
+        policy_version=snapshot.policy_version,
+        key_id=key_id,
+        roles=snapshot.roles,
+    )
+
+
+def act_of(snapshot: GrantSnapshot, token_id: str = "", scope: str = "identity.admin") -> Act:
+    """An act by the holder of *snapshot*."""
+    caller = Caller(snapshot.account_id, snapshot.grant_id, token_id or new_id(), snapshot.generation, scope)
+    return replace(ACT, caller=caller)

@@ -1,0 +1,447 @@
+"""What every store promises, races included."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from identity.domain.values import AccountRef, EndReason, GrantSnapshot, KeyState, Seconds, SigningKeyRecord, Standing
+from identity.storage.database import Stores, open_stores
+from identity_client.errors import (
+    AccountAlreadyExists,
+    AccountNotFound,
+    BadCredentials,
+    DependencyDown,
+    GrantNotFound,
+    IdentityError,
+    PermissionMissing,
+    ScopeNotGranted,
+    TokenOutdated,
+    TokenRevoked,
+)
+from identity_client.trust.entries import EntryKind
+from tests.clients.issuer import FixedClock, new_id
+from tests.contract.builders import (
+    ACT,
+    LIFETIME,
+    TERMS,
+    act_of,
+    create_service,
+    create_user,
+    identity_of,
+    log_in,
+    new_session,
+)
+
+
+def by_id(account_id: str) -> AccountRef:
+    return AccountRef(account_id=account_id)
+
+
+async def entries(stores: Stores) -> list[tuple[int, EntryKind, str, int, int]]:
+    found = await stores.revocations.entries_since(0, 1_000)
+    return [(version, entry.kind, entry.name, entry.minimum, entry.expire_time) for version, entry in found]
+
+
+def count_rows(tmp_path: Path, table: str) -> int:
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        [count] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
+
+async def add_key(stores: Stores, name: str = "key") -> SigningKeyRecord:
+    record = SigningKeyRecord(name, KeyState.ACTIVE, bytes(32), bytes(32), b"sealed", Seconds(1))
+    return await stores.signing_keys.add_active(record)
+
+
+# -- accounts --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_account_is_found_by_id_and_by_name(stores: Stores) -> None:
+    carol = await create_user(stores, "carol", "clerk")
+    assert await stores.accounts.get(by_id(carol.account_id)) == carol
+    assert await stores.accounts.get(AccountRef(username="carol")) == carol
+    with pytest.raises(AccountNotFound):
+        await stores.accounts.get(AccountRef(username="nobody"))
+
+
+async def test_of_many_who_take_a_name_at_once_one_gets_it(stores: Stores) -> None:
+    results = await asyncio.gather(*(create_user(stores) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(result, AccountAlreadyExists) for result in results) == 19
+
+
+async def test_a_refused_creation_leaves_no_secret_behind(stores: Stores, tmp_path: Path) -> None:
+    await create_service(stores)
+    with pytest.raises(AccountAlreadyExists):
+        await create_service(stores)
+    assert count_rows(tmp_path, "grants") == 1
+
+
+async def test_changed_roles_raise_the_generation_and_outdate_what_was_issued(
+    stores: Stores, clock: FixedClock
+) -> None:
+    carol = await create_user(stores, "carol", "clerk")
+    await log_in(stores, carol)
+    changed, version = await stores.accounts.set_roles(by_id(carol.account_id), ("manager",), ACT)
+    assert (changed.roles, changed.generation, version) == (("manager",), 2, 1)
+    expire_time = int(clock.now()) + LIFETIME + 630
+    assert await entries(stores) == [(1, EntryKind.ACCOUNT, carol.account_id, 2, expire_time)]
+    assert await stores.accounts.set_roles(by_id(carol.account_id), ("manager",), ACT) == (changed, None)
+
+
+async def test_nothing_is_told_of_an_account_without_tokens(stores: Stores, clock: FixedClock) -> None:
+    carol = await create_user(stores)
+    _, version = await stores.accounts.set_roles(by_id(carol.account_id), ("clerk",), ACT)
+    assert version is None
+    await log_in(stores, carol)
+    clock.advance(LIFETIME + 30)
+    _, version = await stores.accounts.disable(by_id(carol.account_id), ACT)
+    assert version is None
+    assert await entries(stores) == []
+
+
+async def test_disabling_ends_sessions_and_keeps_secrets(stores: Stores) -> None:
+    service, grant_id = await create_service(stores)
+    carol = await create_user(stores)
+    session = await log_in(stores, carol)
+    await stores.accounts.disable(by_id(carol.account_id), ACT)
+    held = await stores.grants.find_session(session.grant_id)
+    assert held is not None
+    assert held.end_time is not None
+    await stores.accounts.disable(by_id(service.account_id), ACT)
+    secret = await stores.grants.find_secret(grant_id)
+    assert secret is not None
+    assert not secret.is_live
+    await stores.accounts.enable(by_id(service.account_id), ACT)
+    secret = await stores.grants.find_secret(grant_id)
+    assert secret is not None
+    assert secret.is_live
+
+
+async def test_disabling_and_enabling_twice_changes_nothing_more(stores: Stores) -> None:
+    ref = by_id((await create_user(stores)).account_id)
+    once, _ = await stores.accounts.disable(ref, ACT)
+    assert await stores.accounts.disable(ref, ACT) == (once, None)
+    enabled = await stores.accounts.enable(ref, ACT)
+    assert await stores.accounts.enable(ref, ACT) == enabled
+
+
+async def test_only_services_are_audiences(stores: Stores) -> None:
+    await create_user(stores, "carol")
+    await create_service(stores, "orders")
+    assert await stores.accounts.is_audience("orders")
+    assert not await stores.accounts.is_audience("carol")
+
+
+# -- grants ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["disabled", "another password", "gone"])
+async def test_a_log_in_whose_account_changed_while_it_hashed_is_refused(stores: Stores, change: str) -> None:
+    carol = await create_user(stores)
+    session = new_session(carol)
+    if change == "disabled":
+        await stores.accounts.disable(by_id(carol.account_id), ACT)
+    elif change == "another password":
+        session = new_session(carol, credential_version=0)
+    else:
+        session = new_session(carol, account_id=new_id())
+    with pytest.raises(BadCredentials):
+        await stores.grants.open_session(session, ACT)
+    assert await stores.grants.find_session(session.grant_id) is None
+
+
+async def test_a_scope_that_is_not_granted_opens_no_session(stores: Stores) -> None:
+    session = new_session(await create_user(stores, "carol", "peer"), requested_scopes=("identity.admin",))
+    with pytest.raises(ScopeNotGranted):
+        await stores.grants.open_session(session, ACT)
+    assert await stores.grants.find_session(session.grant_id) is None
+
+
+async def test_a_narrow_session_stays_narrow_and_loses_what_the_roles_lose(stores: Stores) -> None:
+    eve = await create_user(stores, "eve", "admin", "peer")
+    snapshot = await log_in(stores, eve, requested_scopes=("identity.audit", "identity.watch"))
+    assert snapshot.scopes == ("identity.audit", "identity.watch")
+    await stores.accounts.set_roles(by_id(eve.account_id), ("admin",), ACT)
+    held = await stores.grants.find_session(snapshot.grant_id)
+    assert held is not None
+    rotated = await stores.grants.rotate(held, 60, LIFETIME, ACT)
+    assert rotated is not None
+    assert (rotated.scopes, rotated.roles, rotated.generation) == (("identity.audit",), ("admin",), 2)
+
+
+@pytest.mark.requirement("R25")
+async def test_of_many_rotations_of_one_count_one_wins(stores: Stores, clock: FixedClock) -> None:
+    session = await log_in(stores, await create_user(stores))
+    held = await stores.grants.find_session(session.grant_id)
+    assert held is not None
+    results = await asyncio.gather(*(stores.grants.rotate(held, 60, LIFETIME, ACT) for _ in range(200)))
+    assert sum(result is not None for result in results) == 1
+    moved = await stores.grants.find_session(session.grant_id)
+    assert moved is not None
+    assert (moved.count, moved.grace_until, moved.salt) == (1, clock.now() + 60, held.salt)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+async def test_a_session_that_is_over_neither_rotates_nor_repeats(
+    stores: Stores, clock: FixedClock, is_ended: bool
+) -> None:
+    session = await log_in(stores, await create_user(stores))
+    held = await stores.grants.find_session(session.grant_id)
+    assert held is not None
+    if is_ended:
+        await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    else:
+        clock.advance(TERMS.idle_lifetime)
+    assert await stores.grants.rotate(held, 60, LIFETIME, ACT) is None
+    assert await stores.grants.repeat(held, LIFETIME, ACT) is None
+
+
+async def test_a_rotation_extends_the_idle_life_up_to_the_absolute_one(stores: Stores, clock: FixedClock) -> None:
+    session = await log_in(stores, await create_user(stores))
+    start = int(clock.now())
+    for _ in range(6):
+        held = await stores.grants.find_session(session.grant_id)
+        assert held is not None
+        assert held.expire_time == min(int(clock.now()) + TERMS.idle_lifetime, start + TERMS.absolute_lifetime)
+        clock.advance(900)
+        await stores.grants.rotate(held, 60, LIFETIME, ACT)
+
+
+async def test_ending_a_grant_tells_peers_once_and_for_as_long_as_its_last_token(
+    stores: Stores, clock: FixedClock
+) -> None:
+    session = await log_in(stores, await create_user(stores))
+    clock.advance(100)
+    held = await stores.grants.find_session(session.grant_id)
+    assert held is not None
+    await stores.grants.repeat(held, LIFETIME, ACT)
+    ended = await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    again = await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    assert (ended.grant_count, ended.version, again.grant_count, again.version) == (1, 1, 0, None)
+    assert await entries(stores) == [(1, EntryKind.GRANT, session.grant_id, 0, int(clock.now()) + LIFETIME + 630)]
+    with pytest.raises(GrantNotFound):
+        await stores.grants.end(new_id(), EndReason.REVOKED, "", ACT)
+
+
+async def test_ending_all_ends_sessions_and_secrets_of_that_account_alone(stores: Stores) -> None:
+    service, grant_id = await create_service(stores)
+    _, other_id = await create_service(stores, "billing")
+    await stores.grants.use_secret(grant_id, "internal", (), LIFETIME, ACT)
+    ended = await stores.grants.end_all(by_id(service.account_id), "", ACT)
+    assert (ended.grant_count, ended.version) == (1, 1)
+    with pytest.raises(BadCredentials):
+        await stores.grants.use_secret(grant_id, "internal", (), LIFETIME, ACT)
+    assert await stores.grants.use_secret(other_id, "internal", (), LIFETIME, ACT)
+
+
+# -- the caller is confirmed in the transaction of the act -----------------------------------------------------------
+
+
+Loss = Callable[[Stores, GrantSnapshot], Awaitable[object]]
+
+LOSSES: dict[str, tuple[Loss, type[IdentityError]]] = {
+    "the grant ended": (
+        lambda stores, held: stores.grants.end(held.grant_id, EndReason.REVOKED, "", ACT),
+        TokenRevoked,
+    ),
+    "the account was disabled": (
+        lambda stores, held: stores.accounts.disable(by_id(held.account_id), ACT),
+        TokenRevoked,
+    ),
+    "the role was taken": (
+        lambda stores, held: stores.accounts.set_roles(by_id(held.account_id), (), ACT),
+        TokenOutdated,
+    ),
+}
+
+
+@pytest.mark.requirement("R3")
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_an_admin_who_lost_their_power_changes_nothing(stores: Stores, loss: str) -> None:
+    eve, carol = await create_user(stores, "eve", "admin"), await create_user(stores, "carol")
+    snapshot = await log_in(stores, eve)
+    act = act_of(snapshot)
+    take, error = LOSSES[loss]
+    await take(stores, snapshot)
+    for attempt in (
+        stores.accounts.set_roles(by_id(carol.account_id), ("admin",), act),
+        stores.accounts.disable(by_id(carol.account_id), act),
+        stores.accounts.enable(by_id(carol.account_id), act),
+        stores.grants.end_all(by_id(carol.account_id), "", act),
+        stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", act),
+    ):
+        with pytest.raises(error):
+            await attempt
+    assert await stores.accounts.get(by_id(carol.account_id)) == carol
+
+
+async def test_an_admin_whose_very_token_was_revoked_changes_nothing(stores: Stores) -> None:
+    eve, carol = await create_user(stores, "eve", "admin"), await create_user(stores, "carol")
+    snapshot = await log_in(stores, eve)
+    identity = identity_of(snapshot)
+    await stores.revocations.revoke_token(identity, snapshot.issue_time + LIFETIME, "", ACT)
+    with pytest.raises(TokenRevoked):
+        await stores.accounts.disable(by_id(carol.account_id), act_of(snapshot, identity.token_id))
+    assert (await stores.accounts.disable(by_id(carol.account_id), act_of(snapshot)))[0].disable_time
+
+
+async def test_a_caller_without_the_scope_changes_nothing(stores: Stores) -> None:
+    carol = await create_user(stores, "carol", "peer")
+    with pytest.raises(PermissionMissing):
+        await stores.accounts.disable(by_id(carol.account_id), act_of(await log_in(stores, carol)))
+
+
+# -- the feed --------------------------------------------------------------------------------------------------------
+
+
+async def test_versions_have_no_gap_whatever_fails_in_between(stores: Stores) -> None:
+    chance = random.Random(17)
+    carol = await create_user(stores)
+    sessions = [await log_in(stores, carol) for _ in range(60)]
+
+    async def act(number: int) -> None:
+        choice = chance.random()
+        if choice < 0.5:
+            await stores.grants.end(sessions[number].grant_id, EndReason.REVOKED, "", ACT)
+        elif choice < 0.7:
+            await stores.grants.end(new_id(), EndReason.REVOKED, "", ACT)  # not found: takes no number
+        else:
+            identity = identity_of(sessions[number])
+            await stores.revocations.revoke_token(identity, sessions[number].issue_time + LIFETIME, "", ACT)
+
+    await asyncio.gather(*(act(number) for number in range(60)), return_exceptions=True)
+    versions = [version for version, *_ in await entries(stores)]
+    assert versions == list(range(1, len(versions) + 1))
+    assert (await stores.revocations.head())[1] == len(versions) > 30
+
+
+async def test_a_cancelled_caller_leaves_the_act_done_or_undone_and_the_writer_alive(stores: Stores) -> None:
+    carol = await create_user(stores)
+    sessions = [await log_in(stores, carol) for _ in range(20)]
+    tasks = [
+        asyncio.ensure_future(stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)) for session in sessions
+    ]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await create_user(stores, "dave")  # after everything that waited
+    assert len(await entries(stores)) == 20
+
+
+async def test_a_token_is_recorded_once_and_not_when_it_is_past(stores: Stores, clock: FixedClock) -> None:
+    snapshot = await log_in(stores, await create_user(stores))
+    identity, expire_time = identity_of(snapshot), snapshot.issue_time + LIFETIME
+    assert await stores.revocations.revoke_token(identity, expire_time, "", ACT) == 1
+    assert await stores.revocations.revoke_token(identity, expire_time, "", ACT) is None
+    clock.advance(LIFETIME + 30)
+    assert await stores.revocations.revoke_token(identity_of(snapshot), expire_time, "", ACT) is None
+
+
+async def test_live_entries_end_with_their_expiry(stores: Stores, clock: FixedClock) -> None:
+    snapshot = await log_in(stores, await create_user(stores))
+    await stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", ACT)
+    epoch, version, live = await stores.revocations.live_entries()
+    assert (epoch, version) == await stores.revocations.head()
+    assert [entry.name for entry in live] == [snapshot.grant_id]
+    clock.advance(LIFETIME + 630)
+    assert (await stores.revocations.live_entries())[2] == []
+
+
+async def test_the_doorbell_rings_for_revocations_and_for_nothing_else(stores: Stores) -> None:
+    rung = []
+    stores.set_doorbell(lambda: rung.append(1))
+    session = await log_in(stores, await create_user(stores))
+    await stores.grants.find_session(session.grant_id)
+    assert not rung
+    await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    assert rung == [1]
+
+
+async def test_standings_follow_the_rows(stores: Stores, clock: FixedClock) -> None:
+    await add_key(stores)
+    carol = await create_user(stores)
+    live, ended, expired = [await log_in(stores, carol) for _ in range(3)]
+    await stores.grants.end(ended.grant_id, EndReason.REVOKED, "", ACT)
+    identities = [identity_of(live), identity_of(ended), identity_of(live, key_id="unknown")]
+    assert await stores.revocations.standings(identities) == [Standing.LIVE, Standing.REVOKED, Standing.REVOKED]
+    clock.advance(TERMS.idle_lifetime)
+    assert await stores.revocations.standings([identity_of(expired)]) == [Standing.REVOKED]
+
+
+# -- keys, files, outages --------------------------------------------------------------------------------------------
+
+
+async def test_of_many_first_keys_one_becomes_active(stores: Stores) -> None:
+    records = await asyncio.gather(*(add_key(stores, f"key{n}") for n in range(10)))
+    assert len({record.key_id for record in records}) == 1
+    assert len(await stores.signing_keys.list_keys()) == 1
+
+
+async def test_the_database_is_for_its_owner_alone(stores: Stores, tmp_path: Path) -> None:
+    await create_user(stores)
+    files = list(tmp_path.glob("identity.db*"))
+    assert len(files) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+async def test_commits_are_flushed_to_the_disk(stores: Stores) -> None:
+    def pragmas(connection: object, _: object) -> list[int | str]:
+        execute = connection.exec_driver_sql  # type: ignore[attr-defined]
+        return [execute(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+
+    assert await stores._access.write(pragmas) == ["wal", 2, 1]
+
+
+async def test_everything_survives_a_new_start(stores: Stores, url: str, clock: FixedClock) -> None:
+    carol = await create_user(stores)
+    session = await log_in(stores, carol)
+    await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    before = await stores.revocations.live_entries()
+    again = await open_stores(url, clock)
+    assert await again.revocations.live_entries() == before
+    assert await again.accounts.get(by_id(carol.account_id)) == carol
+    await again.close()
+
+
+async def test_a_closed_store_is_unavailable(url: str, clock: FixedClock) -> None:
+    stores = await open_stores(url, clock)
+    assert await stores.is_healthy()
+    await stores.close()
+    with pytest.raises(DependencyDown):
+        await create_user(stores)
+    assert not await stores.is_healthy()
+
+
+async def test_a_locked_database_is_unavailable_and_recovers(stores: Stores, tmp_path: Path) -> None:
+    await stores._access.write(lambda connection, _: connection.exec_driver_sql("PRAGMA busy_timeout = 50"))
+    with closing(sqlite3.connect(tmp_path / "identity.db", isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DependencyDown):
+            await create_user(stores)
+        assert await stores.is_healthy()
+        blocker.execute("ROLLBACK")
+    assert await create_user(stores)
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path, clock: FixedClock) -> None:
+    with pytest.raises(DependencyDown):
+        await open_stores(f"sqlite:///{tmp_path / 'nowhere' / 'identity.db'}", clock)
+
+
+async def test_refusals_are_noted_once_a_minute_per_name_and_origin(
+    stores: Stores, tmp_path: Path, clock: FixedClock
+) -> None:
+    for name in ("a" * 64, "a" * 64, "b" * 64):
+        await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", name, ACT)
+    clock.advance(60)
+    await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", "a" * 64, ACT)
+    assert count_rows(tmp_path, "audit_events") == 3
