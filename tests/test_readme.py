@@ -1,0 +1,114 @@
+"""The README's commands are run as they stand, and print what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.dev_server import DevServer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+MASKS = (
+    (r"[A-Za-z0-9_-]{22}(?=\")", "ID"),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
+    (r"\d+\.\d ms", "N ms"),
+    (r"\d+ to \d+", "N to N"),
+)
+
+
+def masked(text: str) -> str:
+    """*text* without what differs from run to run."""
+    for pattern, mask in MASKS:
+        text = re.sub(pattern, mask, text)
+    return text.strip()
+
+
+def commands(name: str) -> tuple[str, str]:
+    """-> the commands marked with *name*, the output that the README shows for them."""
+    found = re.search(rf"<!-- run: {name} -->\n```bash\n(.*?)```\n```text\n(.*?)```", README, re.DOTALL)
+    assert found, f"README.md has no commands marked {name}"
+    return found[1], found[2]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[DevServer]:
+    server = DevServer(tmp_path / ".identity")
+    server.directory.mkdir()
+    server.start()
+    yield server
+    server.stop()
+
+
+def run(script: str, server: DevServer) -> str:
+    """Run *script* as a reader would, beside the running service; -> its output."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": tools, "IDENTITY_ADDRESS": server.address}
+    done = subprocess.run(
+        ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
+        cwd=server.directory.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_buf_commands_print_what_the_readme_says(server: DevServer) -> None:
+    script, output = commands("buf")
+    assert masked(run(script, server)) == masked(output)
+
+
+if shutil.which("grpcurl"):
+
+    def test_the_grpcurl_commands_print_what_the_readme_says(server: DevServer) -> None:
+        script, output = commands("grpcurl")
+        assert masked(run(script, server)) == masked(output)
+
+
+def test_both_tools_are_shown_doing_the_same() -> None:
+    methods = re.compile(r"identity\.v1\.\w+/\w+")
+    assert methods.findall(commands("grpcurl")[0]) == methods.findall(commands("buf")[0])
+
+
+@pytest.mark.parametrize("name", ["grpcurl", "buf"])
+def test_no_command_puts_a_secret_into_an_argument(name: str) -> None:
+    script = re.sub(r"<<'EOF_REQUEST'\n.*?\nEOF_REQUEST", "", commands(name)[0], flags=re.DOTALL)
+    assert "password" not in script
+    unquoted = re.sub(r"'[^']*'", "", script)
+    assert not re.search(r"\$\{?TOKEN", unquoted), "the shell would write the token into the argument"
+
+
+@pytest.mark.requirement("R2")
+@pytest.mark.requirement("R3")
+def test_the_demo_prints_what_the_readme_says() -> None:
+    found = re.search(r"<!-- the output of: make demo -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert found
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "clients" / "examples")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "clients" / "examples" / "demo.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert masked(done.stdout) == masked(found[1])
+
+
+def test_every_make_target_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
