@@ -59,6 +59,7 @@ lint: $(READY)
 
 types: $(READY)
 	@$(BIN)/mypy
+	@$(BIN)/mypy -p tests
 	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/server.py clients/examples/orders/client.py
 
 layers: $(READY)

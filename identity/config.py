@@ -34,7 +34,7 @@ class Settings:
     listen: str = "127.0.0.1:50551"
     issuer: str = "https://identity.localhost"
     database: str = "sqlite:///identity.db"
-    master_key_file: str = "master.key"
+    master_key_file: str = ""
     service_name: str = "identity"
     groups: tuple[str, ...] = ("internal",)
     default_audience: str = "internal"

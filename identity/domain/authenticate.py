@@ -6,11 +6,12 @@ unknown, the password wrong or the account disabled (R50). What would tell them 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from dataclasses import dataclass
 
-from identity_client.errors import BadCredentials, InvalidRequest, TokenMalformed
+from identity_client.errors import BadCredentials, InvalidRequest, Overloaded, TokenMalformed
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
@@ -71,7 +72,9 @@ class Authenticator:
         if record is None or not matches or not record.is_enabled:
             raise await self._refusal("session.open", username, act)
         audience = await self._audiences.resolve(wanted.audience)
-        return await self._open_session(record, audience, wanted, act)
+        issued = await self._open_session(record, audience, wanted, act)
+        await self._renew_hash(record, password)
+        return issued
 
     async def by_client_secret(self, client_id: str, raw_secret: str, wanted: Wanted, act: Act) -> Issued:
         """Log a service in. Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted."""
@@ -102,6 +105,13 @@ class Authenticator:
         snapshot = await self._grants.open_session(session, act)
         refresh_text = None if salt is None else self._refresh_tokens.text(session.grant_id, 0, salt)
         return Issued(snapshot, self._minter.access_token(snapshot), refresh_text)
+
+    async def _renew_hash(self, record: PasswordRecord, password: bytes) -> None:
+        """Bring the stored hash to today's cost; a full pool leaves that to the next log-in."""
+        if self._hasher.is_outdated(record.password_hash):
+            with contextlib.suppress(Overloaded):
+                new_hash = await self._hasher.hash(password)
+                await self._accounts.replace_hash(record.account_id, record.password_hash, new_hash)
 
     async def _refusal(self, action: str, username: str, act: Act) -> BadCredentials:
         # A name that was typed may be a password in the wrong field: the log gets a keyed hash of it.

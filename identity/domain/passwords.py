@@ -72,6 +72,10 @@ class HashParameters:
     iterations: int = 2
     lanes: int = 1
 
+    def phc_prefix(self) -> str:
+        """How the text of a hash of this cost begins."""
+        return f"$argon2id$v=19$m={self.memory_kib},t={self.iterations},p={self.lanes}$"
+
 
 class HashPool:
     """A few low-priority threads with a bounded queue. A place is held until the work ends, whoever stopped waiting."""
@@ -135,6 +139,10 @@ class PasswordHasher:
             await self._pool.run(lambda: _matches(password, self._dummy_hash()))
             return False
         return await self._pool.run(lambda: _matches(password, password_hash))
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether the hash was made at another cost than new ones are."""
+        return not password_hash.startswith(self._parameters.phc_prefix())
 
     def prepare_dummy(self) -> None:
         """Make the hash that unknown names are compared with: a real one, of a secret that nobody knows."""

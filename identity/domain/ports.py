@@ -67,6 +67,9 @@ class AccountStore(Protocol):
     async def find_password(self, normalised_username: str) -> PasswordRecord | None:
         """What a login by password compares with."""
 
+    async def replace_hash(self, account_id: str, old_hash: str, new_hash: str) -> None:
+        """Store the same password under another hash, where the old one still stands; no other change."""
+
     async def is_audience(self, name: str) -> bool:
         """Whether a service account has this username."""
 

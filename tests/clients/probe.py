@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -141,14 +141,14 @@ class Peer:
 
     def open(self, method: str, metadata: Any = ()) -> Any:
         """Starts a call as a client of the method's shape; requests are one empty message."""
-        path = f"/{SERVICE}/{method}"
+        path, channel = f"/{SERVICE}/{method}", cast(Any, self.channel)
         if method in ("UnaryStream", "SyncStream", "PublicStream", "Watch", "WatchByWriting"):
-            return self.channel.unary_stream(path)(b"", metadata=metadata)
+            return channel.unary_stream(path)(b"", metadata=metadata)
         if method == "StreamUnary":
-            return self.channel.stream_unary(path)(iter([b""]), metadata=metadata)
+            return channel.stream_unary(path)(iter([b""]), metadata=metadata)
         if method == "StreamStream":
-            return self.channel.stream_stream(path)(iter([b""]), metadata=metadata)
-        return self.channel.unary_unary(path)(b"", metadata=metadata)
+            return channel.stream_stream(path)(iter([b""]), metadata=metadata)
+        return channel.unary_unary(path)(b"", metadata=metadata)
 
     async def call(self, method: str, metadata: Any = ()) -> list[bytes]:
         """All answers of a call, made with a deadline that only a hanging call reaches."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -151,7 +152,7 @@ async def test_a_bad_credential_is_refused_with_its_reason_and_no_handler_runs(
     error = await peer.refusal(method, REFUSALS[reason](issuer, clock))
     assert error.reason == reason
     assert error.status == ("PERMISSION_DENIED" if reason == "PERMISSION_MISSING" else "UNAUTHENTICATED")
-    assert (error.refused_by, error.refused_audience) == ("guard", "orders")  # type: ignore[attr-defined]
+    assert (error.refused_by, error.refused_audience) == ("guard", "orders")
     assert peer.probe.runs == 0
 
 
@@ -188,7 +189,7 @@ async def test_a_method_that_is_not_registered_stays_unimplemented(peer: Peer, i
 
 @pytest.mark.parametrize("method", ["StreamUnary", "StreamStream"])
 async def test_a_caller_who_streams_nothing_yet_is_refused_at_once(peer: Peer, method: str) -> None:
-    shape = peer.channel.stream_unary if method == "StreamUnary" else peer.channel.stream_stream
+    shape: Any = peer.channel.stream_unary if method == "StreamUnary" else peer.channel.stream_stream
     call = shape(f"/{SERVICE}/{method}")()  # no request is written, and the stream is left open
     async with asyncio.timeout(5):
         assert await call.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -37,6 +37,11 @@ class DevServer:
         if not any(line.startswith("identity is ready on") for line in self._process.stdout):
             raise AssertionError(f"the server ended before it was ready:\n{self._log.read_text()}")
 
+    def kill(self) -> None:
+        """SIGKILL, at once."""
+        assert self._process is not None
+        self._process.kill()
+
     def wait_killed(self) -> None:
         """Return once the process is dead; it must have died by SIGKILL."""
         assert self._process is not None

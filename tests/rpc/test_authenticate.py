@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from identity.house import LOCAL_ACT
+from identity.server import Server
 from identity.v1 import account_pb2, authentication_pb2
 from identity_client import status
 from identity_client.errors import (
@@ -12,7 +14,7 @@ from identity_client.errors import (
     ScopeNotGranted,
     UnknownAudience,
 )
-from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api
+from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, MakeSettings
 from tests.rpc.refusals import refused
 
 
@@ -58,6 +60,25 @@ async def test_unknown_wrong_and_disabled_are_refused_with_equal_bytes(api: Api)
     assert all(isinstance(status.from_rpc_error(error), BadCredentials) for error in errors)
     answers = {(error.code(), error.details(), tuple(error.trailing_metadata() or ())) for error in errors}
     assert len(answers) == 1
+
+
+@pytest.mark.requirement("R50")
+async def test_a_log_in_brings_the_hash_to_todays_cost(make_settings: MakeSettings) -> None:
+    hashes: list[str] = []
+    for memory_kib in (64, 128, 128):
+        server = Server(make_settings(hash_memory_kib=memory_kib))
+        api = Api(server, await server.start())
+        assert server.house is not None
+        if not hashes:
+            await server.house.accounts.create_user("carol", USER_PASSWORD, (), LOCAL_ACT)
+        assert (await api.login("carol")).access_token
+        record = await server.house.stores.accounts.find_password("carol")
+        assert record is not None
+        hashes.append(record.password_hash)
+        await api.channel.close()
+        await server.stop()
+    assert [text.split("$")[3] for text in hashes] == ["m=64,t=1,p=1", "m=128,t=1,p=1", "m=128,t=1,p=1"]
+    assert hashes[1] == hashes[2]
 
 
 async def test_a_service_cannot_log_in_with_anothers_secret(api: Api) -> None:

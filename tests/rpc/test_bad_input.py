@@ -12,7 +12,6 @@ import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 
 from identity.server import CONTRACT
 from identity.v1 import account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2
@@ -75,13 +74,14 @@ def path_of(method: MethodDescriptor) -> str:
 
 async def send(api: Api, method: MethodDescriptor, body: bytes, metadata: Metadata) -> grpc.aio.AioRpcError | None:
     """Send raw bytes; -> the refusal, or None for an OK."""
+    channel: Any = api.channel
     try:
         if method.server_streaming:
-            stream = api.channel.unary_stream(path_of(method))(body, metadata=metadata)
+            stream = channel.unary_stream(path_of(method))(body, metadata=metadata)
             await stream.read()
             stream.cancel()
         else:
-            await api.channel.unary_unary(path_of(method))(body, metadata=metadata)
+            await channel.unary_unary(path_of(method))(body, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         return error
     return None
@@ -183,7 +183,7 @@ async def test_every_kind_of_token_in_every_text_field_of_every_rpc(
 def misplaced(good: Message, text: str) -> Iterator[tuple[str, Message]]:
     """Copies of *good*, each with *text* in another one of its text fields; -> field path, copy."""
     for path in text_fields(good.DESCRIPTOR):
-        copy = GetMessageClass(good.DESCRIPTOR)()
+        copy = type(good)()
         copy.CopyFrom(good)
         if put(copy, path, text):
             yield ".".join(path), copy

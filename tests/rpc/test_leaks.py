@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +34,7 @@ class Everything(logging.Handler):
 
 
 @pytest.fixture
-def logs() -> Everything:
+def logs() -> Iterator[Everything]:
     everything = Everything()
     root = logging.getLogger()
     level = root.level
@@ -108,7 +110,7 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
     """The text in each field of each RPC that could take it, by every caller."""
     password = authentication_pb2.PasswordCredential
     secret = authentication_pb2.ClientSecretCredential
-    calls = [
+    calls: list[tuple[Any, Any]] = [
         (api.authentication.Authenticate, authentication_pb2.AuthenticateRequest(password=password(username=text))),
         (
             api.authentication.Authenticate,
@@ -127,7 +129,7 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
             authentication_pb2.AuthenticateRequest(client_secret=secret(client_id="nobody", client_secret=text)),
         ),
         (api.tokens.Introspect, token_pb2.IntrospectRequest(token=text)),
-        (api.trust.CheckRevocation, trust_pb2.CheckRevocationRequest(tokens=[{"token_id": text}])),
+        (api.trust.CheckRevocation, trust_pb2.CheckRevocationRequest(tokens=[trust_pb2.TokenIdentity(token_id=text)])),
         (api.accounts.CreateUser, account_pb2.CreateUserRequest(username=text, password=text)),
         (api.accounts.CreateServiceAccount, account_pb2.CreateServiceAccountRequest(username=text)),
         (api.accounts.GetAccount, account_pb2.GetAccountRequest(username=text[:100])),
@@ -143,7 +145,7 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
     ] + [asyncio.ensure_future(answer_of(api.trust.GetKeys(trust_pb2.GetKeysRequest(), metadata=m))) for m in callers]
 
 
-async def answer_of(call: grpc.aio.UnaryUnaryCall) -> bytes:
+async def answer_of(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> bytes:
     """Everything that came back besides a message."""
     try:
         await call

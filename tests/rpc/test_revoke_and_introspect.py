@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ async def introspect(api: Api, token: str, peer: Metadata) -> token_pb2.Introspe
     return await api.tokens.Introspect(token_pb2.IntrospectRequest(token=token), metadata=peer)
 
 
-def payload_of(token: str, segment_number: int = 1) -> dict[str, object]:
+def payload_of(token: str, segment_number: int = 1) -> dict[str, Any]:
     segment = token.split(".")[segment_number]
     return json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))  # type: ignore[no-any-return]
 

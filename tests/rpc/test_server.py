@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -25,8 +25,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
 
 
 def test_every_method_of_the_contract_states_who_may_call_it() -> None:
@@ -51,7 +52,8 @@ async def test_health_is_open_and_serving_once_the_server_has_started(api: Api, 
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(api: Api) -> None:
-    call = api.channel.unary_unary("/identity.v1.TokenService/Mint")
+    channel: Any = api.channel
+    call = channel.unary_unary("/identity.v1.TokenService/Mint")
     error = await refused(call(b"", metadata=await api.admin()))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
@@ -76,7 +78,8 @@ async def test_reflection_is_open_to_all_admins_or_nobody_as_configured(
     api = Api(server, await server.start())
     assert server.house is not None
     await server.house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
-    stub = reflection_pb2_grpc.ServerReflectionStub(api.channel)
+    channel: Any = api.channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
     if listed:
         assert isinstance(await refusal(first(stub.ServerReflectionInfo(iter(requests)))), CredentialsMissing)
@@ -89,9 +92,9 @@ async def test_reflection_is_open_to_all_admins_or_nobody_as_configured(
     await server.stop()
 
 
-async def first(call: grpc.aio.StreamStreamCall) -> Message:
+async def first(call: grpc.aio.StreamStreamCall[Any, Any]) -> Any:
     """The first message of a stream; its refusal, if it has none."""
-    message = await call.read()
+    message: Any = await call.read()
     if message is grpc.aio.EOF:
         raise AssertionError(f"the stream ended with {await call.code()}")
     call.cancel()
@@ -182,7 +185,7 @@ async def test_watchers_get_keys_a_snapshot_and_then_what_changes(api: Api) -> N
     service = await api.create_service("orders", "peer")
     metadata = bearer((await api.login_service("orders", service.client_secret)).access_token)
     stub = trust_pb2_grpc.TrustServiceStub(api.channel)
-    call = stub.WatchTrust(trust_pb2.WatchTrustRequest(), metadata=metadata)
+    call: Any = stub.WatchTrust(trust_pb2.WatchTrustRequest(), metadata=metadata)
     assert (await call.read()).WhichOneof("event") == "keys"
     start = (await call.read()).snapshot_start
     assert (start.version, start.entry_count) == (0, 0)
@@ -197,7 +200,7 @@ async def test_watchers_get_keys_a_snapshot_and_then_what_changes(api: Api) -> N
     [entry] = changes.entries.accounts
     assert entry.minimum_generation == 2
     call.cancel()
-    resumed = stub.WatchTrust(trust_pb2.WatchTrustRequest(epoch=start.epoch, version=0), metadata=metadata)
+    resumed: Any = stub.WatchTrust(trust_pb2.WatchTrustRequest(epoch=start.epoch, version=0), metadata=metadata)
     assert (await resumed.read()).WhichOneof("event") == "keys"
     assert (await resumed.read()).changes.last_version == 1
     assert (await resumed.read()).heartbeat.entry_count == 1

@@ -62,6 +62,15 @@ async def test_a_hash_is_argon2id_with_its_own_salt_and_matches_its_password_alo
 
 
 @pytest.mark.requirement("R50")
+async def test_a_hash_of_another_cost_is_outdated(pool: HashPool, hasher: PasswordHasher) -> None:
+    dearer = PasswordHasher(HashParameters(memory_kib=128, iterations=1), pool, SystemRandomness())
+    made = await hasher.hash(b"one")
+    assert not hasher.is_outdated(made)
+    assert dearer.is_outdated(made)
+    assert await dearer.matches(b"one", made)
+
+
+@pytest.mark.requirement("R50")
 async def test_an_unknown_name_costs_a_real_hash_with_the_current_parameters(hasher: PasswordHasher) -> None:
     assert not await hasher.matches(b"one", None)
     assert hasher._dummy_hash().startswith("$argon2id$v=19$m=64,t=1,p=1$")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -20,7 +22,7 @@ class FakeRpcError(grpc.RpcError):
     def details(self) -> str:
         return self._values[1]
 
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+    def trailing_metadata(self) -> Any:
         return self._values[2]
 
 

@@ -110,6 +110,13 @@ class SqlAccountStore:
 
         return await self._access.read(work)
 
+    async def replace_hash(self, account_id: str, old_hash: str, new_hash: str) -> None:
+        def work(connection: Connection, _: Moment) -> None:
+            is_it = (accounts.c.account_id == account_id) & (accounts.c.password_hash == old_hash)
+            connection.execute(update(accounts).where(is_it).values(password_hash=new_hash))
+
+        await self._access.write(work)
+
     async def is_audience(self, name: str) -> bool:
         def work(connection: Connection, _: Moment) -> bool:
             found = select(accounts.c.account_id).where(
