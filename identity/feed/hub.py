@@ -144,6 +144,9 @@ class Hub:
             except TrustGap:
                 _log.error("the feed has a gap: it is loaded anew, and every stream with it")
                 await self._start_over()
+            except Exception:
+                # Whatever it is, following goes on: a hub that stands still would close every guard in a while.
+                _log.exception("the feed could not be followed")
             await asyncio.sleep(COALESCE_SECONDS)  # what is committed meanwhile shares the next message
 
     async def _start_over(self) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import binascii
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
@@ -25,17 +25,17 @@ SIGNATURE_BYTES = 64
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _HALF_ORDER = _ORDER // 2
+_PLAIN = frozenset({str, int, bool, type(None), list})
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _ES256 = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
 
-# Canonical base64url: in a last group of two or three characters the unused bits are zero (RFC 4648 section 3.5).
-_BASE64URL = r"(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
-_SHAPE = re.compile(rf"(?=[^.])({_BASE64URL})\.(?=[^.])({_BASE64URL})\.([A-Za-z0-9_-]{{85}}[AQgw])")
+_SHAPE = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})")
+_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_LAST_CHARACTERS = (_DIGITS, "", _DIGITS[::16], _DIGITS[::4])  # by the segment's length, modulo 4
 _HEADER = re.compile(rb'\{"alg":"ES256","kid":"([A-Za-z0-9_-]{43})","typ":"at\+jwt"\}')
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """A token taken apart. Nothing in it is proved yet."""
 
     key_id: str
@@ -51,11 +51,9 @@ def split(raw_token: str) -> Parts:
     shape = _SHAPE.fullmatch(raw_token)
     if shape is None:
         raise TokenMalformed()
-    header = _HEADER.fullmatch(_decode(shape[1]))
-    if header is None:
-        raise TokenMalformed()
+    header, payload, signature = shape.groups()
     signing_input = raw_token[: shape.end(2)].encode("ascii")
-    return Parts(header[1].decode("ascii"), _decode(shape[2]), signing_input, _decode(shape[3]))
+    return Parts(_key_id(header), _decode(payload), signing_input, _decode(signature))
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def parse_payload(payload: bytes) -> dict[str, Any]:
         members = json.loads(text)
     except (ValueError, RecursionError):
         raise TokenMalformed() from None
-    if type(members) is not dict or not all(map(_is_plain, members.values())) or _ENCODER.encode(members) != text:
+    if type(members) is not dict or not _is_plain(members) or _ENCODER.encode(members) != text:
         raise TokenMalformed()
     return members
 
@@ -128,12 +126,24 @@ def _payload(claims: Claims) -> dict[str, Any]:
     return payload
 
 
-def _is_plain(value: object) -> bool:
-    kind = type(value)
-    if kind is list:
-        return all(type(item) is str for item in value)  # type: ignore[attr-defined]
-    return kind in (str, int, bool, type(None))
+def _is_plain(members: dict[str, Any]) -> bool:
+    """Whether each value is a text, an integer, true, false, null or a list of texts."""
+    if not _PLAIN.issuperset(map(type, members.values())):
+        return False
+    lists = [value for value in members.values() if type(value) is list]
+    return all(type(item) is str for items in lists for item in items)
+
+
+@lru_cache(maxsize=64)  # an issuer has a handful of keys, and so of headers
+def _key_id(header: str) -> str:
+    match = _HEADER.fullmatch(_decode(header))
+    if match is None:
+        raise TokenMalformed()
+    return match[1].decode("ascii")
 
 
 def _decode(segment: str) -> bytes:
-    return binascii.a2b_base64(segment.replace("-", "+").replace("_", "/") + "=" * (-len(segment) % 4))
+    """Canonical base64url: no padding, and the unused bits of the last character are zero (RFC 4648 section 3.5)."""
+    if segment[-1] not in _LAST_CHARACTERS[len(segment) % 4]:
+        raise TokenMalformed()
+    return binascii.a2b_base64(segment.replace("-", "+").replace("_", "/") + "==")

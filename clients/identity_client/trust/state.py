@@ -118,10 +118,12 @@ class TrustState:
         self.revision += 1
 
     def expire(self, through: int) -> None:
-        """Forget what expires at or before *through*; an earlier time than the last is ignored."""
+        """Forget what expires at or before *through*; an earlier time than the last is ignored.
+
+        Forgetting refuses nothing that was accepted, so the revision stays.
+        """
         if through > self.expired_through:
             self.expired_through = through
-            self.revision += 1
             if self._held is not None:
                 self._held.expire(through)
 
