@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from identity.domain.values import AccountRef, EndReason, GrantSnapshot, KeyState, Seconds, SigningKeyRecord, Standing
+from identity.domain.values import (
+    AccountKind,
+    AccountRef,
+    EndReason,
+    GrantSnapshot,
+    KeyState,
+    NewAccount,
+    NewClientSecret,
+    Seconds,
+    SigningKeyRecord,
+    Standing,
+)
 from identity.storage.database import Stores, open_stores
 from identity_client.errors import (
     AccountAlreadyExists,
@@ -82,6 +93,19 @@ async def test_a_refused_creation_leaves_no_secret_behind(stores: Stores, tmp_pa
     with pytest.raises(AccountAlreadyExists):
         await create_service(stores)
     assert count_rows(tmp_path, "grants") == 1
+
+
+async def test_work_that_fails_halfway_undoes_itself_and_nobody_else(stores: Stores) -> None:
+    _, grant_id = await create_service(stores, "first")
+    again = NewClientSecret(grant_id, bytes(32))  # its account is inserted before the secret is refused
+    results = await asyncio.gather(
+        create_user(stores, "before"),
+        stores.accounts.create(NewAccount(new_id(), AccountKind.SERVICE, "half", "half", (), None), again, ACT),
+        create_user(stores, "after"),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], DependencyDown)
+    assert [account.username for account in await stores.accounts.list_page("", 10)] == ["after", "before", "first"]
 
 
 async def test_changed_roles_raise_the_generation_and_outdate_what_was_issued(

@@ -103,9 +103,12 @@ async def test_an_audience_must_be_known(api: Api) -> None:
     assert isinstance(status.from_rpc_error(error), UnknownAudience)
 
 
-async def test_the_wrong_password_learns_nothing_about_audiences(api: Api) -> None:
-    error = await refused(api.login("root", "the wrong password", audience="nowhere"))
-    assert isinstance(status.from_rpc_error(error), BadCredentials)
+async def test_who_may_not_log_in_learns_nothing_about_audiences(api: Api) -> None:
+    await api.create_user("dave")
+    await api.accounts.DisableAccount(account_pb2.DisableAccountRequest(username="dave"), metadata=await api.admin())
+    for username, password in (("root", "the wrong password"), ("dave", USER_PASSWORD), ("nobody", USER_PASSWORD)):
+        error = await refused(api.login(username, password, audience="nowhere"))
+        assert isinstance(status.from_rpc_error(error), BadCredentials)
 
 
 async def test_scopes_can_be_narrowed_and_not_widened(api: Api) -> None:
