@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--address", default=os.environ.get("IDENTITY_ADDRESS"), metavar="HOST:PORT")
     command.add_argument("--username")
     command.add_argument("--password-file", type=Path, help="default: standard input, or typed unseen")
-    command.add_argument("--audience", default="")
+    command.add_argument("--audience", default="identity", help="whom the token is for; default: this service")
     command.add_argument("--header", action="store_true", help="print it as a header line, as curl tools read it")
     command.set_defaults(run=_token)
     return parser

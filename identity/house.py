@@ -22,7 +22,7 @@ from .domain.randomness import Randomness, SystemRandomness
 from .domain.refresh import Refresher
 from .domain.refresh_tokens import RefreshTokens
 from .domain.revoke import Revoker
-from .domain.values import Act, KeyState, Seconds, SessionTerms
+from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SessionTerms
 from .feed.hub import Hub
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
@@ -74,7 +74,7 @@ async def open_house(settings: Settings, clock: Clock) -> House:
     )
     pool = HashPool(settings.hash_workers, settings.hash_queue)
     hasher = PasswordHasher(_hash_parameters(settings), pool, randomness)
-    minter = Minter(signer, settings.issuer, settings.access_token_lifetime_seconds, randomness)
+    minter = Minter(signer, settings.issuer, settings.service_name, settings.access_token_lifetime_seconds, randomness)
     refresh_tokens = RefreshTokens(master.derive("refresh"))
     authenticator = _authenticator(settings, stores, master, hasher, minter, refresh_tokens, randomness)
     hasher.prepare_dummy()
@@ -89,7 +89,7 @@ async def open_house(settings: Settings, clock: Clock) -> House:
         refresher=Refresher(stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock),
         revoker=Revoker(stores.grants, stores.revocations, hub, verifier, refresh_tokens),
         introspector=Introspector(verifier, groups),
-        accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name}),
+        accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
     )
 
 

@@ -59,7 +59,7 @@ class Stage:
     async def log_in_admin(self) -> None:
         """Log the admin in for the rest of the demo."""
         client = self.client("admin")
-        await client.log_in()
+        await client.log_in(audience="identity")
         self.admin = (("authorization", f"Bearer {client.held.access_token}"),)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from identity_client.errors import BadCredentials, InvalidRequest, Overloaded, TokenMalformed
+from identity_client.errors import BadCredentials, IdentityError, InvalidRequest, Overloaded, TokenMalformed
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
@@ -70,9 +70,12 @@ class Authenticator:
         record = await self._accounts.find_password(username)
         matches = await self._hasher.matches(password, record.password_hash if record else None)
         if record is None or not matches or not record.is_enabled:
-            raise await self._refusal("session.open", username, act)
-        audience = await self._audiences.resolve(wanted.audience)
-        issued = await self._open_session(record, audience, wanted, act)
+            raise await self._noted(BadCredentials(), "session.open", username, act)
+        try:
+            audience = await self._audiences.resolve(wanted.audience)
+            issued = await self._open_session(record, audience, wanted, act)
+        except InvalidRequest as error:
+            raise await self._noted(error, "session.open", username, act) from None
         await self._renew_hash(record, password)
         return issued
 
@@ -85,12 +88,17 @@ class Authenticator:
             raise InvalidRequest("this is not the text of a client secret", "client_secret.client_secret") from None
         record = await self._grants.find_secret(grant_id)
         if not _is_client(record, username, secret):
-            raise await self._refusal("secret.use", username, act)
-        audience = await self._audiences.resolve(wanted.audience)
-        snapshot = await self._grants.use_secret(grant_id, audience, wanted.scopes, self._minter.lifetime, act)
-        return Issued(snapshot, self._minter.access_token(snapshot))
+            raise await self._noted(BadCredentials(), "secret.use", username, act)
+        try:
+            audience = await self._audiences.resolve(wanted.audience)
+            self._minter.check_scopes(audience, wanted.scopes)
+            snapshot = await self._grants.use_secret(grant_id, audience, wanted.scopes, self._minter.lifetime, act)
+        except InvalidRequest as error:
+            raise await self._noted(error, "secret.use", username, act) from None
+        return self._minter.issue(snapshot)
 
     async def _open_session(self, record: PasswordRecord, audience: str, wanted: Wanted, act: Act) -> Issued:
+        self._minter.check_scopes(audience, wanted.scopes)
         salt = self._randomness.token_bytes(SALT_BYTES) if wanted.with_refresh else None
         session = NewSession(
             grant_id=new_id(self._randomness),
@@ -104,7 +112,7 @@ class Authenticator:
         )
         snapshot = await self._grants.open_session(session, act)
         refresh_text = None if salt is None else self._refresh_tokens.text(session.grant_id, 0, salt)
-        return Issued(snapshot, self._minter.access_token(snapshot), refresh_text)
+        return self._minter.issue(snapshot, refresh_text)
 
     async def _renew_hash(self, record: PasswordRecord, password: bytes) -> None:
         """Bring the stored hash to today's cost; a full pool leaves that to the next log-in."""
@@ -113,11 +121,12 @@ class Authenticator:
                 new_hash = await self._hasher.hash(password)
                 await self._accounts.replace_hash(record.account_id, record.password_hash, new_hash)
 
-    async def _refusal(self, action: str, username: str, act: Act) -> BadCredentials:
+    async def _noted(self, error: IdentityError, action: str, username: str, act: Act) -> IdentityError:
+        """*error*, once it stands in the audit log: whoever tries credentials leaves a trace, right ones included."""
         # A name that was typed may be a password in the wrong field: the log gets a keyed hash of it.
         digest = hmac.digest(self._name_key, username.encode(), hashlib.sha256).hex()
-        await self._audit.note_refusal(action, BadCredentials.reason, digest, act)
-        return BadCredentials()
+        await self._audit.note_refusal(action, error.reason, digest, act)
+        return error
 
 
 def _is_client(record: SecretRecord | None, username: str, secret: bytes) -> bool:

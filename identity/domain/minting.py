@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from identity_client.errors import TokenTooLarge
+from identity_client.errors import ScopeNotGranted, TokenTooLarge
 from identity_client.tokens.claims import Claims
 
 from .ports import Signer
 from .randomness import Randomness, new_id
+from .roles import OWN_SCOPES
 from .values import GrantSnapshot
 
 BUDGET_BYTES = 2048
@@ -33,21 +34,37 @@ class Issued:
 
 
 class Minter:
-    """Issues access tokens of one issuer and lifetime (seconds)."""
+    """Issues access tokens of one issuer and lifetime (seconds).
 
-    def __init__(self, signer: Signer, issuer: str, lifetime: int, randomness: Randomness) -> None:
+    Scopes of this service stand in tokens for this service alone: whoever receives a token for a group, or for
+    themselves, could otherwise administer us with it.
+    """
+
+    def __init__(self, signer: Signer, issuer: str, service_name: str, lifetime: int, randomness: Randomness) -> None:
         self._signer = signer
         self._issuer = issuer
+        self._service_name = service_name
         self._randomness = randomness
         self.lifetime = lifetime
 
-    def access_token(self, snapshot: GrantSnapshot) -> AccessToken:
+    def check_scopes(self, audience: str, requested: tuple[str, ...]) -> None:
+        """Raises ScopeNotGranted: a scope of this service was asked for in a token for another."""
+        if self._fitting(audience, requested) != requested:
+            raise ScopeNotGranted(f"scopes of this service need the audience {self._service_name}")
+
+    def issue(self, snapshot: GrantSnapshot, refresh_text: str | None = None) -> Issued:
         """Sign what the snapshot says; iat is the time of the statement that read it. Raises TokenTooLarge."""
-        claims = self._claims(snapshot)
+        fitting = replace(snapshot, scopes=self._fitting(snapshot.audience, snapshot.scopes))
+        claims = self._claims(fitting)
         text = self._signer.sign(claims)
         if len(text) > BUDGET_BYTES:
             raise TokenTooLarge()
-        return AccessToken(text, claims.expire_time)
+        return Issued(fitting, AccessToken(text, claims.expire_time), refresh_text)
+
+    def _fitting(self, audience: str, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        if audience == self._service_name:
+            return scopes
+        return tuple(scope for scope in scopes if not scope.startswith(OWN_SCOPES))
 
     def _claims(self, snapshot: GrantSnapshot) -> Claims:
         return Claims(

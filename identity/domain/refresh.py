@@ -120,4 +120,4 @@ class Refresher:
 
     def _issue(self, snapshot: GrantSnapshot, held: SessionRecord, count: int) -> Issued:
         text = self._refresh_tokens.text(held.grant_id, count, held.salt)
-        return Issued(snapshot, self._minter.access_token(snapshot), text)
+        return self._minter.issue(snapshot, text)

@@ -11,6 +11,9 @@ MAXIMUM_ROLES = 32
 MAXIMUM_TEXT_BYTES = 768
 """All names of one account together: they must fit a token, which must fit gRPC metadata."""
 
+OWN_SCOPES = "identity."
+"""How the scopes that open this service's own methods begin."""
+
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 
 _GRANTS: dict[str, frozenset[str]] = {

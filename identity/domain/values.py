@@ -8,6 +8,9 @@ from typing import NewType
 
 Seconds = NewType("Seconds", int)
 
+FIRST_PARTY = "first-party"
+"""The client_id of a person's own log-in, without a client between; no service may have this name."""
+
 
 class AccountKind(enum.StrEnum):
     USER = "user"

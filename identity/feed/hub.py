@@ -39,19 +39,27 @@ _QUEUED_EVENTS = 1_000
 class Subscription:
     """One stream's queue of serialised events."""
 
-    def __init__(self) -> None:
+    def __init__(self, opening: Iterable[bytes]) -> None:
         self._events: asyncio.Queue[bytes] = asyncio.Queue()
+        for event in opening:
+            self._events.put_nowait(event)
+        self._limit = self._events.qsize() + _QUEUED_EVENTS
         self._is_cut = False
 
     def put(self, event: bytes) -> None:
         """Queue an event, or cut the stream when it is too far behind."""
-        if self._events.qsize() >= _QUEUED_EVENTS:
+        if self._is_cut:
+            return
+        if self._events.qsize() >= self._limit:
             self.cut()
-        self._events.put_nowait(event)
+        else:
+            self._events.put_nowait(event)
 
     def cut(self) -> None:
-        """End the stream: whoever waits for the next event is told."""
+        """End the stream: what waits is dropped, and whoever waits for the next event is told."""
         self._is_cut = True
+        while not self._events.empty():
+            self._events.get_nowait()
         self._events.put_nowait(b"")
 
     async def next(self) -> bytes:
@@ -109,11 +117,8 @@ class Hub:
 
     def subscribe(self, epoch: str, version: int) -> Subscription:
         """A stream that starts from what its peer holds, or from a snapshot."""
-        subscription = Subscription()
-        subscription.put(self._keys_event)
-        for event in self._opening_events(epoch, version):
-            subscription.put(event)
-        subscription.put(self._heartbeat())
+        opening = (self._keys_event, *self._opening_events(epoch, version), self._heartbeat())
+        subscription = Subscription(opening)
         self._subscriptions.add(subscription)
         return subscription
 

@@ -8,6 +8,7 @@ of the exception to the caller.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,17 +55,18 @@ def _wrap(handler: Any, method: str) -> _Handler:
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary, method), _firm(handler.request_deserializer), handler.response_serializer
         )
-    streaming: _Handler = handler
-    return streaming  # reflection alone streams requests, and its messages hold nothing of ours
+    return grpc.stream_stream_rpc_method_handler(  # reflection, and the guard's refusals
+        _streaming(handler.stream_stream or handler.stream_unary, method),
+        _firm(handler.request_deserializer),
+        handler.response_serializer,
+    )
 
 
 def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: _Context) -> Any:
         try:
-            if isinstance(request, MalformedRequest):
-                raise request
             async with asyncio.timeout(UNARY_LIMIT_SECONDS):
-                return await behaviour(request, context)
+                return await behaviour(_sound(request), context)
         except grpc.aio.AbortError:
             raise
         except IdentityError as error:
@@ -80,9 +82,11 @@ def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str) ->
 def _streaming(behaviour: Callable[[Any, _Context], Any], method: str) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
-            if isinstance(request, MalformedRequest):
-                raise request
-            async for response in behaviour(request, context):
+            responses = behaviour(_sound(request), context)
+            if inspect.isawaitable(responses):
+                await responses  # it writes its responses itself
+                return
+            async for response in responses:
                 yield response
         except grpc.aio.AbortError:
             raise
@@ -92,6 +96,18 @@ def _streaming(behaviour: Callable[[Any, _Context], Any], method: str) -> Callab
             await _abort(context, _unplanned(method))
 
     return call
+
+
+def _sound(request: Any) -> Any:
+    """The request or requests. Raises MalformedRequest."""
+    if isinstance(request, MalformedRequest):
+        raise request
+    return _all_sound(request) if isinstance(request, AsyncIterator) else request
+
+
+async def _all_sound(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _sound(request)
 
 
 def _firm(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

@@ -45,7 +45,7 @@ class Stores:
         self.grants = SqlGrantStore(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
-        self.audit = SqlAuditStore(access)
+        self.audit = SqlAuditStore(access, clock)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         """Have *ring* called, on the event loop, whenever this process has committed a revocation."""

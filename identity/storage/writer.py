@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from identity_client.errors import DependencyDown
+from identity_client.errors import DependencyDown, Overloaded
 
 T = TypeVar("T")
 
 BATCH_LIMIT = 256
 """The most pieces in one transaction: bounds how long the first of them waits."""
+
+WAITING_LIMIT = 10_000
+"""The most pieces that wait; beyond it callers are refused at once, before memory and delays grow without end."""
 
 PUBLISHED = "published"
 """A key of Connection.info: set by work that appended to the feed."""
@@ -42,8 +45,8 @@ class _Piece:
             with connection.begin_nested():
                 self.result = self.work(connection)
         except DBAPIError as error:
-            if error.connection_invalidated or not connection.in_transaction():
-                raise
+            if not _is_in_transaction(connection):
+                raise  # the database gave up the whole transaction, and with it what ran before in this batch
             self.error = error
         except Exception as error:
             self.error = error
@@ -75,9 +78,14 @@ class Writer:
         self._thread.start()
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Run *work* in a transaction; return once it is durable. Raises DependencyDown, and whatever *work* raises."""
+        """Run *work* in a transaction; return once it is durable.
+
+        Raises DependencyDown, Overloaded, and whatever *work* raises.
+        """
         if self._is_closed:
             raise DependencyDown()
+        if self._pieces.qsize() >= WAITING_LIMIT:
+            raise Overloaded("Too many changes are waiting to be written: repeat the call later.")
         loop = asyncio.get_running_loop()
         piece = _Piece(work, loop.create_future(), loop)
         self._pieces.put(piece)
@@ -117,6 +125,8 @@ class Writer:
                 with connection.begin():
                     for piece in batch:
                         piece.run(connection)
+                    if not _is_in_transaction(connection):
+                        raise DependencyDown()
                 has_published = PUBLISHED in connection.info
         except Exception as error:
             for piece in batch:
@@ -127,6 +137,16 @@ class Writer:
                 batch[0].loop.call_soon_threadsafe(self.on_publish)
         for piece in batch:
             piece.settle()
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    """Whether the driver still has the transaction that we began.
+
+    A full disk or an I/O error can make SQLite roll all of it back by itself, of which SQLAlchemy knows nothing; what
+    ran afterwards would commit statement by statement.
+    """
+    driver_connection: Any = connection.connection.dbapi_connection
+    return bool(driver_connection.in_transaction)
 
 
 def _as_ours(error: BaseException) -> BaseException:

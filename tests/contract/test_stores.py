@@ -11,8 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from identity.domain.values import (
+    Account,
     AccountKind,
     AccountRef,
     EndReason,
@@ -25,6 +28,8 @@ from identity.domain.values import (
     Standing,
 )
 from identity.storage.database import Stores, open_stores
+from identity.storage.sql.audit import NAMES_A_MINUTE
+from identity.storage.sql.common import Moment
 from identity_client.errors import (
     AccountAlreadyExists,
     AccountNotFound,
@@ -32,6 +37,7 @@ from identity_client.errors import (
     DependencyDown,
     GrantNotFound,
     IdentityError,
+    Overloaded,
     PermissionMissing,
     ScopeNotGranted,
     TokenOutdated,
@@ -106,6 +112,32 @@ async def test_work_that_fails_halfway_undoes_itself_and_nobody_else(stores: Sto
     )
     assert isinstance(results[1], DependencyDown)
     assert [account.username for account in await stores.accounts.list_page("", 10)] == ["after", "before", "first"]
+
+
+async def test_a_transaction_that_the_database_gave_up_is_acknowledged_to_nobody(stores: Stores) -> None:
+    """A full disk makes SQLite roll back by itself: neither what ran before nor what comes after may count."""
+
+    def give_up(connection: Connection, _: Moment) -> None:
+        connection.exec_driver_sql("ROLLBACK")
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    results = await asyncio.gather(
+        create_user(stores, "before"),
+        stores._access.write(give_up),
+        create_user(stores, "after"),
+        return_exceptions=True,
+    )
+    stored = [account.username for account in await stores.accounts.list_page("", 10)]
+    told = [result.username for result in results if isinstance(result, Account)]
+    assert stored == sorted(told)
+    assert isinstance(results[1], DependencyDown)
+    assert await create_user(stores, "later")
+
+
+async def test_a_writer_that_is_far_behind_refuses_at_once(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("identity.storage.writer.WAITING_LIMIT", 0)
+    with pytest.raises(Overloaded):
+        await create_user(stores)
 
 
 async def test_changed_roles_raise_the_generation_and_outdate_what_was_issued(
@@ -459,6 +491,12 @@ async def test_a_locked_database_is_unavailable_and_recovers(stores: Stores, tmp
 async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path, clock: FixedClock) -> None:
     with pytest.raises(DependencyDown):
         await open_stores(f"sqlite:///{tmp_path / 'nowhere' / 'identity.db'}", clock)
+
+
+async def test_invented_names_do_not_fill_the_log(stores: Stores, tmp_path: Path) -> None:
+    for number in range(NAMES_A_MINUTE + 50):
+        await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", f"{number:064}", ACT)
+    assert count_rows(tmp_path, "audit_events") == NAMES_A_MINUTE + 1
 
 
 async def test_refusals_are_noted_once_a_minute_per_name_and_origin(

@@ -71,7 +71,9 @@ class Api:
         )
         return response.tokens
 
-    async def login_service(self, client_id: str, secret: str, audience: str = "") -> authentication_pb2.AccessGrant:
+    async def login_service(
+        self, client_id: str, secret: str, audience: str = "identity"
+    ) -> authentication_pb2.AccessGrant:
         response = await self.authentication.Authenticate(
             authentication_pb2.AuthenticateRequest(
                 client_secret=authentication_pb2.ClientSecretCredential(client_id=client_id, client_secret=secret),
@@ -81,7 +83,7 @@ class Api:
         return response.access
 
     async def admin(self) -> Metadata:
-        return bearer((await self.login("root", ADMIN_PASSWORD)).access_token)
+        return bearer((await self.login("root", ADMIN_PASSWORD, audience="identity")).access_token)
 
     async def create_user(self, username: str, *roles: str) -> account_pb2.Account:
         request = account_pb2.CreateUserRequest(username=username, password=USER_PASSWORD, roles=roles)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from identity.house import LOCAL_ACT
@@ -11,15 +15,17 @@ from identity_client import status
 from identity_client.errors import (
     BadCredentials,
     InvalidRequest,
+    PermissionMissing,
     ScopeNotGranted,
     UnknownAudience,
+    WrongAudience,
 )
-from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, MakeSettings
+from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, MakeSettings, bearer
 from tests.rpc.refusals import refused
 
 
 async def test_a_password_gives_tokens_by_default(api: Api) -> None:
-    tokens = await api.login("root", ADMIN_PASSWORD)
+    tokens = await api.login("root", ADMIN_PASSWORD, audience="identity")
     assert tokens.access_token.count(".") == 2
     assert tokens.refresh_token.startswith("idr_")
     assert list(tokens.scopes) == ["identity.admin", "identity.admin.read", "identity.audit"]
@@ -112,10 +118,30 @@ async def test_who_may_not_log_in_learns_nothing_about_audiences(api: Api) -> No
 
 
 async def test_scopes_can_be_narrowed_and_not_widened(api: Api) -> None:
-    narrow = await api.login("root", ADMIN_PASSWORD, scopes=("identity.audit",))
+    narrow = await api.login("root", ADMIN_PASSWORD, "identity", scopes=("identity.audit",))
     assert list(narrow.scopes) == ["identity.audit"]
-    error = await refused(api.login("root", ADMIN_PASSWORD, scopes=("identity.watch",)))
+    error = await refused(api.login("root", ADMIN_PASSWORD, "identity", scopes=("identity.watch",)))
     assert isinstance(status.from_rpc_error(error), ScopeNotGranted)
+
+
+@pytest.mark.requirement("R23")
+@pytest.mark.parametrize("audience", ["", "internal", "orders"])
+async def test_what_an_admin_may_do_here_does_not_stand_in_a_token_for_others(api: Api, audience: str) -> None:
+    await api.create_service("orders")
+    tokens = await api.login("root", ADMIN_PASSWORD, audience)
+    assert list(tokens.scopes) == []
+    call = api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=bearer(tokens.access_token))
+    assert isinstance(status.from_rpc_error(await refused(call)), PermissionMissing | WrongAudience)
+    asked = await refused(api.login("root", ADMIN_PASSWORD, audience, scopes=("identity.admin",)))
+    assert isinstance(status.from_rpc_error(asked), ScopeNotGranted)
+
+
+async def test_right_credentials_with_a_wrong_wish_leave_a_trace(api: Api, tmp_path: Path) -> None:
+    await refused(api.login("root", ADMIN_PASSWORD, audience="nowhere"))
+    await refused(api.login("root", ADMIN_PASSWORD, "identity", scopes=("identity.watch",)))
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        outcomes = connection.execute("SELECT outcome FROM audit_events WHERE action = 'session.open'").fetchall()
+    assert [outcome for (outcome,) in outcomes] == ["UNKNOWN_AUDIENCE", "SCOPE_NOT_GRANTED"]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ async def test_a_disabled_account_cannot_renew(api: Api) -> None:
 @pytest.mark.requirement("R3")
 async def test_renewed_tokens_carry_the_roles_of_now(api: Api) -> None:
     await api.create_user("carol", "clerk")
-    tokens = await api.login("carol")
+    tokens = await api.login("carol", audience="identity")
     admin = await api.admin()
     await api.accounts.SetRoles(account_pb2.SetRolesRequest(username="carol", roles=["admin"]), metadata=admin)
     list_request = account_pb2.ListAccountsRequest()

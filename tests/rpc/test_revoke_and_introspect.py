@@ -74,7 +74,7 @@ async def test_a_refresh_token_or_secret_is_never_an_access_token(api: Api, peer
 @pytest.mark.requirement("R43")
 async def test_a_token_carries_ids_roles_and_scopes_and_nothing_else(api: Api, peer: Metadata) -> None:
     await api.create_user("carol.personal.name", "clerk", "admin")
-    tokens = await api.login("carol.personal.name")
+    tokens = await api.login("carol.personal.name", audience="identity")
     payload = payload_of(tokens.access_token)
     assert set(payload) == {
         *("iss", "sub", "aud", "exp", "iat", "jti", "client_id", "sid", "gen", "pol"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from identity.house import LOCAL_ACT
 from identity.server import CONTRACT, Server
 from identity.v1 import access_pb2, account_pb2, authentication_pb2, trust_pb2, trust_pb2_grpc
-from identity_client.errors import CredentialsMissing
+from identity_client import status
+from identity_client.errors import CredentialsMissing, MalformedRequest
 from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings, bearer
 from tests.rpc.certificates import Authority, write_pair
 from tests.rpc.refusals import refusal, refused
@@ -49,6 +50,21 @@ def test_every_writing_method_of_an_administrator_is_confirmed() -> None:
 @pytest.mark.parametrize("service", ["", "identity.v1.AuthenticationService", "identity.v1.TrustService"])
 async def test_health_is_open_and_serving_once_the_server_has_started(api: Api, service: str) -> None:
     assert await health_of(api.channel, service) == SERVING
+
+
+async def test_health_can_be_watched(api: Api) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(cast(Any, api.channel))
+    call = stub.Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await call.read()).status == SERVING
+    call.cancel()
+
+
+async def test_malformed_reflection_is_refused_like_any_other_bytes(api: Api) -> None:
+    channel: Any = api.channel
+    call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(iter([b"\xff"]))
+    error = await refused(call.read())
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert isinstance(status.from_rpc_error(error), MalformedRequest)
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(api: Api) -> None:

@@ -98,15 +98,44 @@ def test_a_bad_key_set_keeps_the_keys_that_are_held(issuer: Issuer) -> None:
     state = TrustState(FixedClock())
     state.set_keys(ISSUER, [issuer.public_key])
     with pytest.raises(ValueError, match="key set"):
-        wire.apply_event(state, pb.WatchTrustResponse(keys=pb.KeySet(issuer=ISSUER)))
+        wire.apply_event(state, pb.WatchTrustResponse(keys=pb.KeySet(issuer=ISSUER)), wire.Transit(FixedClock()))
     assert state.keys == (issuer.public_key,)
 
 
 def test_an_event_of_a_later_contract_is_ignored(issuer: Issuer) -> None:
     state = TrustState(FixedClock())
     before = state.revision
-    wire.apply_event(state, pb.WatchTrustResponse.FromString(b"\xfa\x07\x02hi"))
+    wire.apply_event(state, pb.WatchTrustResponse.FromString(b"\xfa\x07\x02hi"), wire.Transit(FixedClock()))
     assert state.revision == before
+
+
+def beat(server_time: int) -> pb.Heartbeat:
+    heartbeat = pb.Heartbeat()
+    heartbeat.server_time.FromSeconds(server_time)
+    return heartbeat
+
+
+def test_the_delay_of_a_stream_is_bounded_without_comparing_clocks() -> None:
+    clock = FixedClock()
+    transit = wire.Transit(clock)
+    clock.advance(0.5)
+    assert transit.delay_seconds(beat(77)) == 0.5  # it cannot have been sent before we asked
+    clock.advance(1)
+    assert transit.delay_seconds(beat(78)) == 0.5
+    clock.advance(3)
+    assert transit.delay_seconds(beat(79)) == 2.5  # it arrives two seconds later than it should
+    assert not transit.has_slipped
+    clock.advance(5)
+    transit.delay_seconds(beat(80))
+    assert transit.has_slipped
+
+
+def test_a_sender_whose_clock_steps_forward_makes_nothing_fresher_than_it_is() -> None:
+    clock = FixedClock()
+    transit = wire.Transit(clock)
+    transit.delay_seconds(beat(100))
+    clock.advance(1)
+    assert transit.delay_seconds(beat(10_000)) == 0
 
 
 def test_keys_on_another_curve_do_not_exist() -> None:

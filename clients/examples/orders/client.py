@@ -35,10 +35,10 @@ class OrdersClient:
         self._password = password
         self.held = authentication_pb2.TokenSet()
 
-    async def log_in(self) -> None:
-        """Exchange the password for an access and a refresh token."""
+    async def log_in(self, audience: str = "") -> None:
+        """Exchange the password for an access and a refresh token, for *audience* or the default group."""
         password = authentication_pb2.PasswordCredential(username=self._username, password=self._password)
-        request = authentication_pb2.AuthenticateRequest(password=password)
+        request = authentication_pb2.AuthenticateRequest(password=password, audience=audience)
         self.held = (await attempt(self._authentication.Authenticate(request))).tokens
 
     async def renew(self) -> None:

@@ -63,15 +63,19 @@ class Judge:
             if rule.public:
                 return Judgement(None, rule)
             raise CredentialsMissing()
-        if self._trust.staleness() > self._max_staleness:
-            raise TrustStale()
+        self._check_fresh()
         claims = self._verifier.verify(raw_token)
         self._check(rule, claims)
         return Judgement(Principal.from_claims(claims, raw_token), rule)
 
     def recheck(self, claims: Claims) -> None:
-        """Whether the token behind a running stream still holds. Raises a TokenError."""
+        """Whether the token behind a running stream still holds. Raises a TokenError, TrustStale."""
         self._verifier.recheck(claims)
+        self._check_fresh()
+
+    def _check_fresh(self) -> None:
+        if self._trust.staleness() > self._max_staleness:
+            raise TrustStale()
 
     def _check(self, rule: Rule, claims: Claims) -> None:
         if not rule.scopes.issubset(claims.scopes):

@@ -77,9 +77,7 @@ class Rules:
         return sorted(method for method, rule in self._by_method.items() if rule.is_confirmed)
 
 
-HEALTH_RULES = Rules.from_table(
-    {f"/grpc.health.v1.Health/{name}": Rule(public=True) for name in ("Check", "List", "Watch")}
-)
+HEALTH_RULES = Rules.from_table({f"/grpc.health.v1.Health/{name}": Rule(public=True) for name in ("Check", "Watch")})
 """The standard health service: probes carry no token."""
 
 

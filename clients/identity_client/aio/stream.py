@@ -37,7 +37,7 @@ _Call: TypeAlias = "grpc.aio.UnaryStreamCall[pb.WatchTrustRequest, pb.WatchTrust
 
 
 class Silence(Exception):
-    """The stream brought nothing for longer than a few heartbeats."""
+    """The stream brought nothing, or nothing new, for longer than a few heartbeats."""
 
 
 class TrustStream:
@@ -98,13 +98,16 @@ class TrustStream:
         return None
 
     async def _read(self, token: AccessToken) -> None:
+        transit = wire.Transit(self._clock)
         call = self._stub.WatchTrust(self._request(), metadata=token.metadata)
         try:
             while not self._tokens.is_due(token):
                 message = await self._next(call)
                 if message is None:
                     return
-                self._apply(message)
+                self._apply(message, transit)
+                if transit.has_slipped:
+                    raise Silence("messages take ever longer, or the sender's clock was set back")
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self._tokens.discard(token)
@@ -126,9 +129,9 @@ class TrustStream:
             return pb.WatchTrustRequest()
         return pb.WatchTrustRequest(epoch=self._trust.epoch, version=self._trust.version)
 
-    def _apply(self, message: pb.WatchTrustResponse) -> None:
+    def _apply(self, message: pb.WatchTrustResponse, transit: wire.Transit) -> None:
         try:
-            wire.apply_event(self._trust, message)
+            wire.apply_event(self._trust, message, transit)
         except TrustDiverged:
             now = self._clock.monotonic()
             if now - self._diverged_at < _DIVERGED_SNAPSHOT_SECONDS:

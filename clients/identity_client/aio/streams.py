@@ -1,4 +1,5 @@
-"""Keeps long response streams honest: one ends when the token behind it expires, is revoked or is outdated."""
+"""Keeps long response streams honest: one ends when the token behind it expires, is revoked or is outdated, or when
+the copy of the revocations has become too old to tell."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from identity_client.errors import TokenError
+from identity_client.errors import IdentityError
 from identity_client.principal import Principal
 from identity_client.tokens.claims import Claims
 
@@ -23,13 +24,13 @@ class OpenStream:
 
     task: asyncio.Task[object] | None
     is_sending: bool = False
-    error: TokenError | None = None
+    error: IdentityError | None = None
 
 
 class OpenStreams:
     """All response streams of one guard. Every *interval_seconds* each is judged again, at about a microsecond apiece.
 
-    *recheck* raises the TokenError that ends a stream. The handler is then cancelled, once, at the await where it
+    *recheck* raises the IdentityError that ends a stream. The handler is then cancelled, once, at the await where it
     stands, so that its own clean-up runs.
     """
 
@@ -76,7 +77,7 @@ class OpenStreams:
     def _judge(self, stream: OpenStream, claims: Claims) -> None:
         try:
             self._recheck(claims)
-        except TokenError as error:
+        except IdentityError as error:
             stream.error = error
             del self._streams[stream]
             if stream.task is not None and not stream.is_sending:

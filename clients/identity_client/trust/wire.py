@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from identity.v1 import trust_pb2 as pb
+from identity_client.clock import Clock
 from identity_client.tokens.keys import PublicKey, base64url
 from identity_client.trust.entries import Entry, EntryKind, id_bytes, id_text
 from identity_client.trust.state import TrustState
@@ -16,6 +17,7 @@ from identity_client.trust.state import TrustState
 _ID_BYTES = 16
 _PACKED_BYTES = _ID_BYTES + 4
 MAXIMUM_KEYS = 16
+SLIP_SECONDS = 5.0
 
 
 def pack(entries: Iterable[Entry]) -> pb.RevocationEntries:
@@ -69,8 +71,35 @@ def keys_from_message(message: pb.KeySet) -> tuple[str, list[PublicKey]]:
     return message.issuer, keys
 
 
-def apply_event(state: TrustState, message: pb.WatchTrustResponse) -> None:
-    """Feed one event to *state*. Raises TrustGap, TrustDiverged, ValueError (a message that makes no sense)."""
+class Transit:
+    """How long the messages of one stream may have been under way.
+
+    data_age is true when a heartbeat is sent; a path that delays messages more and more would make old news look fresh.
+    The sender made its first heartbeat after we asked for the stream, and every later one as much later as its own
+    clock says. That bounds the delay without comparing our clock with its.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._asked_at = clock.monotonic()
+        self._first_time: float | None = None
+        self._first_delay = 0.0
+        self.has_slipped = False
+        """Whether the delay has grown so much that a new stream would know better."""
+
+    def delay_seconds(self, heartbeat: pb.Heartbeat) -> float:
+        """The longest that *heartbeat*, which arrives now, can have taken."""
+        server_time = heartbeat.server_time.seconds + heartbeat.server_time.nanos / 1e9
+        waited = self._clock.monotonic() - self._asked_at
+        if self._first_time is None:
+            self._first_time, self._first_delay = server_time, waited
+        delay = max(0.0, waited - (server_time - self._first_time))
+        self.has_slipped = delay > self._first_delay + SLIP_SECONDS
+        return delay
+
+
+def apply_event(state: TrustState, message: pb.WatchTrustResponse, transit: Transit) -> None:
+    """Feed one event of a stream to *state*. Raises TrustGap, TrustDiverged, ValueError (it makes no sense)."""
     match message.WhichOneof("event"):
         case "keys":
             state.set_keys(*keys_from_message(message.keys))
@@ -83,19 +112,19 @@ def apply_event(state: TrustState, message: pb.WatchTrustResponse) -> None:
             changes = message.changes
             state.apply(changes.first_version, changes.last_version, list(unpack(changes.entries)))
         case "heartbeat":
-            _apply_heartbeat(state, message.heartbeat)
+            _apply_heartbeat(state, message.heartbeat, transit)
         case _:
             return  # an event of a later version of the contract
 
 
-def _apply_heartbeat(state: TrustState, heartbeat: pb.Heartbeat) -> None:
+def _apply_heartbeat(state: TrustState, heartbeat: pb.Heartbeat, transit: Transit) -> None:
     state.heartbeat(
         epoch=heartbeat.epoch,
         version=heartbeat.version,
         expired_through=heartbeat.expired_through.seconds,
         entry_count=heartbeat.entry_count,
         digest=heartbeat.digest,
-        data_age_seconds=heartbeat.data_age.seconds + heartbeat.data_age.nanos / 1e9,
+        data_age_seconds=heartbeat.data_age.seconds + heartbeat.data_age.nanos / 1e9 + transit.delay_seconds(heartbeat),
     )
 
 

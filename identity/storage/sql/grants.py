@@ -9,6 +9,7 @@ from sqlalchemy import Connection, RowMapping, Select, insert, select, update
 from identity import failpoints
 from identity.domain.roles import granted_scopes, narrow, still_granted
 from identity.domain.values import (
+    FIRST_PARTY,
     AccountRef,
     Act,
     Ended,
@@ -35,9 +36,6 @@ from identity.storage.sql.common import (
 from identity.storage.tables import accounts, grants
 from identity_client.errors import AccountNotFound, BadCredentials, GrantNotFound
 from identity_client.trust.entries import EntryKind
-
-FIRST_PARTY = "first-party"
-"""The client_id of a person's own log-in, without a client between."""
 
 
 class SqlGrantStore:
