@@ -121,7 +121,9 @@ class AuthenticateRequest(_message.Message):
 
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes to issue, a subset of what the account's roles grant; empty means all of them."""
+        """The scopes to issue, a subset of what the account's roles grant; empty means all of them. Scopes
+        of this service, identity.*, are issued only in tokens whose audience is this service.
+        """
 
     def __init__(
         self,

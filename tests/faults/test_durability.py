@@ -48,12 +48,14 @@ class Client:
         self._accounts = account_pb2_grpc.AccountServiceStub(channel)
         self._revocations = revocation_pb2_grpc.RevocationServiceStub(channel)
         self._tokens = token_pb2_grpc.TokenServiceStub(channel)
-        token = self.log_in(self._admin).access_token
+        token = self.log_in(self._admin, audience="identity").access_token
         self._metadata = (("authorization", f"Bearer {token}"),)
 
-    def log_in(self, account: dict[str, str]) -> authentication_pb2.TokenSet:
+    def log_in(self, account: dict[str, str], audience: str = "") -> authentication_pb2.TokenSet:
         password = authentication_pb2.PasswordCredential(username=account["username"], password=account["password"])
-        return self._authentication.Authenticate(authentication_pb2.AuthenticateRequest(password=password)).tokens
+        return self._authentication.Authenticate(
+            authentication_pb2.AuthenticateRequest(password=password, audience=audience)
+        ).tokens
 
     def work(self, told: Acknowledged, name: str) -> None:
         """Open a session, renew it, and end it, renew it again or make an account; note what was acknowledged."""
