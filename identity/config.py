@@ -187,8 +187,8 @@ def _check_choices(settings: Settings) -> list[str]:
         problems.append("reflection must be open, admin or off")
     if settings.log_level not in _LOG_LEVELS:
         problems.append(f"log_level must be one of {', '.join(_LOG_LEVELS)}")
-    if not re.fullmatch(r"sqlite:///.+", settings.database):
-        problems.append("database must be sqlite:///PATH")
+    if not re.fullmatch(r"sqlite:///(?!:).+", settings.database):
+        problems.append("database must be sqlite:///PATH: a file, not :memory:")
     return problems
 
 

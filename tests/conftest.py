@@ -1,4 +1,4 @@
-"""A real server on port 0 in this process, a real channel, and an admin who is logged in."""
+"""What most tests start from: a clock that stands still, an issuer, and a real server on port 0 of this process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from identity.config import Settings
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
+from tests.clients.issuer import FixedClock, Issuer
 from tests.requirements_report import RequirementsReport
 from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings
 
@@ -22,6 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--requirements"):
         config.pluginmanager.register(RequirementsReport())
+
+
+@pytest.fixture
+def clock() -> FixedClock:
+    return FixedClock()
+
+
+@pytest.fixture
+def issuer(clock: FixedClock) -> Issuer:
+    return Issuer(clock)
 
 
 @pytest.fixture

@@ -9,16 +9,6 @@ from tests.clients.issuer import ISSUER, FixedClock, Issuer
 
 
 @pytest.fixture
-def clock() -> FixedClock:
-    return FixedClock()
-
-
-@pytest.fixture
-def issuer(clock: FixedClock) -> Issuer:
-    return Issuer(clock)
-
-
-@pytest.fixture
 def trust(clock: FixedClock, issuer: Issuer) -> TrustState:
     """A fresh trust state with the issuer's key and no revocation."""
     state = TrustState(clock)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from identity.domain.values import (
     Account,
     AccountKind,
+    AccountRef,
     Act,
     Caller,
     GrantSnapshot,
+    KeyState,
     NewAccount,
     NewClientSecret,
     NewSession,
+    Seconds,
     SessionTerms,
+    SigningKeyRecord,
     TokenIdentity,
 )
 from identity.storage.database import Stores
+from identity_client.trust.entries import EntryKind
 from tests.clients.issuer import new_id
 
 ACT = Act(request_id="request", origin="127.0.0.1")
@@ -71,3 +79,23 @@ def act_of(snapshot: GrantSnapshot, token_id: str = "", scope: str = "identity.a
     """An act by the holder of *snapshot*."""
     caller = Caller(snapshot.account_id, snapshot.grant_id, token_id or new_id(), snapshot.generation, scope)
     return replace(ACT, caller=caller)
+
+
+def by_id(account_id: str) -> AccountRef:
+    return AccountRef(account_id=account_id)
+
+
+async def entries(stores: Stores) -> list[tuple[int, EntryKind, str, int, int]]:
+    found = await stores.revocations.entries_since(0, 1_000)
+    return [(version, entry.kind, entry.name, entry.minimum, entry.expire_time) for version, entry in found]
+
+
+def count_rows(tmp_path: Path, table: str) -> int:
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        [count] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
+
+async def add_key(stores: Stores, name: str = "key") -> SigningKeyRecord:
+    record = SigningKeyRecord(name, KeyState.ACTIVE, bytes(32), bytes(32), b"sealed", Seconds(1))
+    return await stores.signing_keys.add_active(record)

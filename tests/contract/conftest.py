@@ -12,11 +12,6 @@ from tests.clients.issuer import FixedClock
 
 
 @pytest.fixture
-def clock() -> FixedClock:
-    return FixedClock()
-
-
-@pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'identity.db'}"
 

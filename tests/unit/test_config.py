@@ -83,6 +83,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("REFLECTION", "maybe", "reflection"),
         ("LOG_LEVEL", "loud", "log_level"),
         ("DATABASE", "mysql://x", "sqlite"),
+        ("DATABASE", "sqlite:///:memory:", "a file"),
         ("ISSUER", "two words", "issuer"),
         ("ALLOW_PLAINTEXT", "perhaps", "must be 1 or 0"),
         ("TLS_CERTIFICATE_FILE", "/nowhere", "cannot be read"),

@@ -38,11 +38,6 @@ class Feed:
 
 
 @pytest.fixture
-def clock() -> FixedClock:
-    return FixedClock()
-
-
-@pytest.fixture
 def feed() -> Feed:
     return Feed()
 

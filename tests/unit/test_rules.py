@@ -26,16 +26,6 @@ from tests.clients.issuer import ISSUER, FixedClock, Issuer, bearer
 METHOD = "/orders.v1.OrderService/GetOrder"
 
 
-@pytest.fixture
-def clock() -> FixedClock:
-    return FixedClock()
-
-
-@pytest.fixture
-def issuer(clock: FixedClock) -> Issuer:
-    return Issuer(clock)
-
-
 def judge(clock: FixedClock, issuer: Issuer, rule: Rule, is_fresh: bool = True) -> Judge:
     state = TrustState(clock)
     state.set_keys(ISSUER, [issuer.public_key])

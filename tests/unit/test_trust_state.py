@@ -18,16 +18,6 @@ LATER = 1_900_001_000
 
 
 @pytest.fixture
-def clock() -> FixedClock:
-    return FixedClock()
-
-
-@pytest.fixture
-def issuer(clock: FixedClock) -> Issuer:
-    return Issuer(clock)
-
-
-@pytest.fixture
 def state(clock: FixedClock, issuer: Issuer) -> TrustState:
     state = TrustState(clock)
     state.set_keys(ISSUER, [issuer.public_key])

@@ -28,6 +28,7 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
 _SOUND_SECONDS = 1.0  # a stream that lasted so long was no failure
 _DIVERGED_SNAPSHOT_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 _random = random.SystemRandom()
@@ -64,6 +65,8 @@ class TrustStream:
         self._clock = clock
         self._needs_snapshot = False
         self._diverged_at = float("-inf")
+        self._logged_at = float("-inf")
+        self._logged_reason = ""
         self.ready = asyncio.Event()
         """Set once the keys and a whole snapshot are held."""
         self.problem: Exception | None = None
@@ -77,9 +80,17 @@ class TrustStream:
             start = loop.time()
             self.problem = await self._follow()
             failures = 0 if loop.time() - start >= _SOUND_SECONDS else failures + 1
-            if self.problem is not None:
-                _log.warning("the trust stream ended and is opened again: %s", _describe(self.problem))
+            self._log_problem()
             await asyncio.sleep(delay_seconds(failures))
+
+    def _log_problem(self) -> None:
+        """One line for each new reason, and for a lasting one a line a minute."""
+        now = asyncio.get_running_loop().time()
+        reason = _describe(self.problem) if self.problem is not None else ""
+        if reason and (reason != self._logged_reason or now - self._logged_at >= _LOG_SECONDS):
+            _log.warning("the trust stream ended and is opened again: %s", reason)
+            self._logged_at = now
+        self._logged_reason = reason
 
     async def _follow(self) -> Exception | None:
         """Follows one stream to its end. Answers what ended it, None if it is merely to be renewed."""

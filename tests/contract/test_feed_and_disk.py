@@ -1,0 +1,188 @@
+"""What the feed and the disk promise: no gaps, nothing lost, and a clear word when the database is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from identity.domain.values import (
+    EndReason,
+    Standing,
+)
+from identity.storage.database import Stores, open_stores
+from identity.storage.sql.audit import NAMES_A_MINUTE
+from identity_client.errors import (
+    DependencyDown,
+)
+from tests.clients.issuer import FixedClock, new_id
+from tests.contract.builders import (
+    ACT,
+    LIFETIME,
+    TERMS,
+    add_key,
+    by_id,
+    count_rows,
+    create_user,
+    entries,
+    identity_of,
+    log_in,
+)
+
+# -- the feed --------------------------------------------------------------------------------------------------------
+
+
+async def test_versions_have_no_gap_whatever_fails_in_between(stores: Stores) -> None:
+    chance = random.Random(17)
+    carol = await create_user(stores)
+    sessions = [await log_in(stores, carol) for _ in range(60)]
+
+    async def act(number: int) -> None:
+        choice = chance.random()
+        if choice < 0.5:
+            await stores.grants.end(sessions[number].grant_id, EndReason.REVOKED, "", ACT)
+        elif choice < 0.7:
+            await stores.grants.end(new_id(), EndReason.REVOKED, "", ACT)  # not found: takes no number
+        else:
+            identity = identity_of(sessions[number])
+            await stores.revocations.revoke_token(identity, sessions[number].issue_time + LIFETIME, "", ACT)
+
+    await asyncio.gather(*(act(number) for number in range(60)), return_exceptions=True)
+    versions = [version for version, *_ in await entries(stores)]
+    assert versions == list(range(1, len(versions) + 1))
+    assert (await stores.revocations.head())[1] == len(versions) > 30
+
+
+async def test_a_cancelled_caller_leaves_the_act_done_or_undone_and_the_writer_alive(stores: Stores) -> None:
+    carol = await create_user(stores)
+    sessions = [await log_in(stores, carol) for _ in range(20)]
+    tasks = [
+        asyncio.ensure_future(stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)) for session in sessions
+    ]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await create_user(stores, "dave")  # after everything that waited
+    assert len(await entries(stores)) == 20
+
+
+async def test_a_token_is_recorded_once_and_not_when_it_is_past(stores: Stores, clock: FixedClock) -> None:
+    snapshot = await log_in(stores, await create_user(stores))
+    identity, expire_time = identity_of(snapshot), snapshot.issue_time + LIFETIME
+    assert await stores.revocations.revoke_token(identity, expire_time, "", ACT) == 1
+    assert await stores.revocations.revoke_token(identity, expire_time, "", ACT) is None
+    clock.advance(LIFETIME + 30)
+    assert await stores.revocations.revoke_token(identity_of(snapshot), expire_time, "", ACT) is None
+
+
+async def test_live_entries_end_with_their_expiry(stores: Stores, clock: FixedClock) -> None:
+    snapshot = await log_in(stores, await create_user(stores))
+    await stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", ACT)
+    epoch, version, live = await stores.revocations.live_entries()
+    assert (epoch, version) == await stores.revocations.head()
+    assert [entry.name for entry in live] == [snapshot.grant_id]
+    clock.advance(LIFETIME + 630)
+    assert (await stores.revocations.live_entries())[2] == []
+
+
+async def test_the_doorbell_rings_for_revocations_and_for_nothing_else(stores: Stores) -> None:
+    rung = []
+    stores.set_doorbell(lambda: rung.append(1))
+    session = await log_in(stores, await create_user(stores))
+    await stores.grants.find_session(session.grant_id)
+    assert not rung
+    await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    assert rung == [1]
+
+
+async def test_standings_follow_the_rows(stores: Stores, clock: FixedClock) -> None:
+    await add_key(stores)
+    carol = await create_user(stores)
+    live, ended, expired = [await log_in(stores, carol) for _ in range(3)]
+    await stores.grants.end(ended.grant_id, EndReason.REVOKED, "", ACT)
+    identities = [identity_of(live), identity_of(ended), identity_of(live, key_id="unknown")]
+    assert await stores.revocations.standings(identities) == [Standing.LIVE, Standing.REVOKED, Standing.REVOKED]
+    clock.advance(TERMS.idle_lifetime)
+    assert await stores.revocations.standings([identity_of(expired)]) == [Standing.REVOKED]
+
+
+# -- keys, files, outages --------------------------------------------------------------------------------------------
+
+
+async def test_of_many_first_keys_one_becomes_active(stores: Stores) -> None:
+    records = await asyncio.gather(*(add_key(stores, f"key{n}") for n in range(10)))
+    assert len({record.key_id for record in records}) == 1
+    assert len(await stores.signing_keys.list_keys()) == 1
+
+
+async def test_the_database_is_for_its_owner_alone(stores: Stores, tmp_path: Path) -> None:
+    await create_user(stores)
+    files = list(tmp_path.glob("identity.db*"))
+    assert len(files) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+async def test_commits_are_flushed_to_the_disk(stores: Stores) -> None:
+    def pragmas(connection: object, _: object) -> list[int | str]:
+        execute = connection.exec_driver_sql  # type: ignore[attr-defined]
+        return [execute(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+
+    assert await stores._access.write(pragmas) == ["wal", 2, 1]
+
+
+async def test_everything_survives_a_new_start(stores: Stores, url: str, clock: FixedClock) -> None:
+    carol = await create_user(stores)
+    session = await log_in(stores, carol)
+    await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    before = await stores.revocations.live_entries()
+    again = await open_stores(url, clock)
+    assert await again.revocations.live_entries() == before
+    assert await again.accounts.get(by_id(carol.account_id)) == carol
+    await again.close()
+
+
+async def test_a_closed_store_is_unavailable(url: str, clock: FixedClock) -> None:
+    stores = await open_stores(url, clock)
+    assert await stores.is_healthy()
+    await stores.close()
+    with pytest.raises(DependencyDown):
+        await create_user(stores)
+    assert not await stores.is_healthy()
+
+
+async def test_a_locked_database_is_unavailable_and_recovers(stores: Stores, tmp_path: Path) -> None:
+    await stores._access.write(lambda connection, _: connection.exec_driver_sql("PRAGMA busy_timeout = 50"))
+    with closing(sqlite3.connect(tmp_path / "identity.db", isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DependencyDown):
+            await create_user(stores)
+        assert await stores.is_healthy()
+        blocker.execute("ROLLBACK")
+    assert await create_user(stores)
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path, clock: FixedClock) -> None:
+    with pytest.raises(DependencyDown):
+        await open_stores(f"sqlite:///{tmp_path / 'nowhere' / 'identity.db'}", clock)
+
+
+async def test_invented_names_do_not_fill_the_log(stores: Stores, tmp_path: Path) -> None:
+    for number in range(NAMES_A_MINUTE + 50):
+        await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", f"{number:064}", ACT)
+    assert count_rows(tmp_path, "audit_events") == NAMES_A_MINUTE + 1
+
+
+async def test_refusals_are_noted_once_a_minute_per_name_and_origin(
+    stores: Stores, tmp_path: Path, clock: FixedClock
+) -> None:
+    for name in ("a" * 64, "a" * 64, "b" * 64):
+        await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", name, ACT)
+    clock.advance(60)
+    await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", "a" * 64, ACT)
+    assert count_rows(tmp_path, "audit_events") == 3
