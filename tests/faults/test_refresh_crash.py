@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from identity_client.errors import RefreshReused, SessionEnded
 from tests.faults.dev_server import DevServer
 
 FAILPOINTS = ("rotate.before_commit", "rotate.after_commit", "refresh.after_answer")
-KILLS_EACH = 7
+KILLS_EACH = 7 * int(os.environ.get("IDENTITY_TEST_ROUNDS", "1"))
 SESSIONS = 3
 SEED = 20_260
 
