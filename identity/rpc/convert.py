@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from identity.domain.minting import Issued
+from identity.domain.secrets import refuse_token_text
 from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
 from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
 from identity_client.errors import InvalidRequest
@@ -78,6 +79,8 @@ def note(text: str) -> str:
         raise InvalidRequest(f"at most {MAXIMUM_NOTE_CHARACTERS} characters", "reason")
     if not text.isprintable():
         raise InvalidRequest("control characters are not allowed", "reason")
+    for word in text.split():
+        refuse_token_text(word, "reason")
     return text
 
 

@@ -92,6 +92,8 @@ async def tell_every_rpc(api: Api) -> tuple[dict[str, str | bytes], list[bytes]]
     texts = [secret for secret in secrets.values() if isinstance(secret, str)]
     callers = [admin, bearer(grant.access_token), (), *(bearer(text) for text in texts)]
     answers = [await answer for text in texts for answer in everywhere(api, text, callers)]
+    for text in texts:  # last, because some of it takes the callers' own tokens away
+        answers += [await answer_of(call) for call in takers(api, text, admin)]
     return secrets, answers
 
 
@@ -143,6 +145,19 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
         for method, request in calls
         for metadata in callers[:3]
     ] + [asyncio.ensure_future(answer_of(api.trust.GetKeys(trust_pb2.GetKeysRequest(), metadata=m))) for m in callers]
+
+
+def takers(api: Api, text: str, admin: Metadata) -> Iterator[Any]:
+    """The text in the RPCs that renew, revoke, disable and watch."""
+    yield api.tokens.Refresh(token_pb2.RefreshRequest(refresh_token=text))
+    yield api.tokens.Revoke(token_pb2.RevokeRequest(token=text))
+    yield api.revocations.RevokeToken(
+        revocation_pb2.RevokeTokenRequest(token=text, reason=f"found {text}"[:256]), metadata=admin
+    )
+    yield api.accounts.EnableAccount(account_pb2.EnableAccountRequest(username=text[:100]), metadata=admin)
+    yield api.accounts.DisableAccount(account_pb2.DisableAccountRequest(username=text[:100]), metadata=admin)
+    watch: Any = api.trust.WatchTrust(trust_pb2.WatchTrustRequest(epoch=text, version=-1), metadata=admin)
+    yield watch.read()
 
 
 async def answer_of(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> bytes:

@@ -102,6 +102,15 @@ async def test_an_admin_revokes_a_token_by_its_text(api: Api, peer: Metadata) ->
     assert not (await introspect(api, token, peer)).active
 
 
+async def test_a_token_pasted_into_the_reason_is_refused_and_not_kept(api: Api) -> None:
+    await api.create_user("carol")
+    token = (await api.login("carol")).access_token
+    request = revocation_pb2.RevokeAccountRequest(username="carol", reason=f"found {token[:200]}")
+    error = await refusal(api.revocations.RevokeAccount(request, metadata=await api.admin()))
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "reason"
+
+
 @pytest.mark.parametrize("text", ["nonsense", "a.b.c", "idr_x", "ids_x", "idk_x", "idc_x"])
 async def test_unknown_texts_are_answered_alike(api: Api, text: str) -> None:
     assert await api.tokens.Revoke(token_pb2.RevokeRequest(token=text)) == token_pb2.RevokeResponse()
