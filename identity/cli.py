@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; -> the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if hasattr(options, "password_file"):
+            # Before the event loop takes over SIGINT: Ctrl-C at the prompt must end the command.
+            options.password = _password_for(options)
         asyncio.run(options.run(options))
     except ConfigurationError as error:
         print("identity cannot do this:", *(f"  - {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
@@ -73,9 +76,11 @@ async def _serve_until_signal(server: Server, announce: Callable[[str], Awaitabl
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await announce(await server.start())
-    except RuntimeError as error:  # grpc's own words, for a port that is taken
+    except RuntimeError:  # grpc tells it in its own log alone
         await server.stop()
-        raise ConfigurationError([f"listen: {error}"]) from None
+        raise ConfigurationError(
+            [f"listen: {server.listen} cannot be bound: is another server running there?"]
+        ) from None
     except BaseException:
         await server.stop()
         raise
@@ -84,8 +89,7 @@ async def _serve_until_signal(server: Server, announce: Callable[[str], Awaitabl
 
 async def _create_admin(options: argparse.Namespace) -> None:
     settings = load(options.config, os.environ)
-    password = read_secret(options.password_file, "Password of the new admin: ")
-    await create_admin(settings, options.username, password)
+    await create_admin(settings, options.username, options.password)
     print(f"created {options.username}, who has the role admin")
 
 
@@ -106,10 +110,16 @@ async def _token(options: argparse.Namespace) -> None:
         address, username = options.address, options.username
         if not address or not username:
             raise ConfigurationError(["give --address (or IDENTITY_ADDRESS) and --username, or --dev"])
-        password = read_secret(options.password_file, f"Password of {username}: ")
+        password = options.password
     ca_file = Path(os.environ["IDENTITY_CA_FILE"]) if os.environ.get("IDENTITY_CA_FILE") else None
     token = await fetch_token(address, ca_file, username, password, options.audience)
     print(f"authorization: Bearer {token}" if options.header else token)
+
+
+def _password_for(options: argparse.Namespace) -> str:
+    if getattr(options, "dev", None) is not None or not options.username:
+        return ""
+    return read_secret(options.password_file, f"Password of {options.username}: ")
 
 
 def read_secret(path: Path | None, prompt: str) -> str:
@@ -120,7 +130,9 @@ def read_secret(path: Path | None, prompt: str) -> str:
         text = sys.stdin.read() if path is None or str(path) == "-" else path.read_text("utf-8")
     except OSError as error:
         raise ConfigurationError([f"--password-file: {path} cannot be read: {error.strerror}"]) from None
-    return text.removesuffix("\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError(["--password-file: a password is UTF-8 text"]) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _parser() -> argparse.ArgumentParser:

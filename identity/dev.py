@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +52,26 @@ class DevFiles:
         """Raises ConfigurationError: `identity dev` has not run here."""
         try:
             loaded: dict[str, Any] = json.loads(self.secrets.read_text())
-        except (OSError, ValueError):
-            raise ConfigurationError([f"{self.secrets} cannot be read: start `identity dev` first"]) from None
-        return loaded
+            if loaded.keys() >= {"admin", "user", "service"}:
+                return loaded
+        except (OSError, ValueError, AttributeError):
+            pass
+        raise ConfigurationError([f"{self.secrets} cannot be read: start `identity dev` first, or remove the folder"])
 
 
 def prepare(files: DevFiles, listen: str) -> Settings:
     """Make folder and master key on the first run; -> settings. Raises ConfigurationError."""
     if not is_loopback(listen.rpartition(":")[0]):
         raise ConfigurationError([f"--listen: `identity dev` listens on loopback only, not on {listen}"])
-    files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not files.master_key.exists():
-        MasterKey.generate(files.master_key)
+    try:
+        files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _lock(files.directory)
+        if not files.master_key.exists():
+            MasterKey.generate(files.master_key)
+    except BlockingIOError:
+        raise ConfigurationError([f"another `identity dev` is running in {files.directory}"]) from None
+    except OSError as error:
+        raise ConfigurationError([f"--directory: {files.directory} cannot be used: {error.strerror}"]) from None
     settings = Settings(
         listen=listen,
         database=f"sqlite:///{files.database}",
@@ -75,11 +85,9 @@ def prepare(files: DevFiles, listen: str) -> Settings:
 
 async def seed(files: DevFiles, accounts: AccountAdmin, address: str) -> None:
     """Make the accounts on the first run, and note the address on every run. Raises ConfigurationError."""
-    if files.secrets.exists():
-        known = files.read_secrets()
-    else:
-        known = await _create_accounts(accounts)
-        _write_private(files.client_secret, known["service"]["client_secret"] + "\n")
+    is_new = not await accounts.list_page("", 1)
+    known = await _create_accounts(accounts) if is_new or not files.secrets.exists() else files.read_secrets()
+    _write_private(files.client_secret, known["service"]["client_secret"] + "\n")
     _write_private(files.secrets, json.dumps(known | {"address": address}, indent=2) + "\n")
 
 
@@ -91,30 +99,38 @@ async def _create_accounts(accounts: AccountAdmin) -> dict[str, Any]:
         await accounts.create_user(user["username"], user["password"], ("clerk",), LOCAL_ACT)
         _, _, client_secret = await accounts.create_service(_SERVICE, ("peer",), LOCAL_ACT)
     except AccountAlreadyExists:
-        raise ConfigurationError(["the accounts exist but their passwords are lost: remove the folder"]) from None
+        raise ConfigurationError(
+            ["the accounts exist but dev.json, with their passwords, is lost: remove the whole folder to begin anew"]
+        ) from None
     return {"admin": admin, "user": user, "service": {"client_id": _SERVICE, "client_secret": client_secret}}
 
 
 def welcome(files: DevFiles, address: str) -> str:
     """What to paste next."""
+    directory = shlex.quote(str(files.directory))
     return f"""identity is ready on {address}
 
 Accounts and passwords are in {files.secrets}. For a peer:
 
   export IDENTITY_ADDRESS={address}
   export IDENTITY_CLIENT_ID={_SERVICE}
-  export IDENTITY_CLIENT_SECRET_FILE={files.client_secret}
+  export IDENTITY_CLIENT_SECRET_FILE={shlex.quote(str(files.client_secret.resolve()))}
 
 As the admin, with grpcurl or with buf:
 
-  export TOKEN=$(identity token --dev {files.directory})
+  export TOKEN=$(identity token --dev {directory})
   grpcurl -plaintext -expand-headers -H 'authorization: Bearer ${{TOKEN}}' \\
     {address} identity.v1.AccountService/ListAccounts
 
-  identity token --dev {files.directory} --header > {files.directory}/admin.header
-  buf curl --protocol grpc --http2-prior-knowledge -H @{files.directory}/admin.header \\
+  identity token --dev {directory} --header > {directory}/admin.header
+  buf curl --protocol grpc --http2-prior-knowledge -H @{directory}/admin.header \\
     http://{address}/identity.v1.AccountService/ListAccounts
 """
+
+
+def _lock(directory: Path) -> None:
+    """Keep *directory* to this process until it ends. Raises BlockingIOError: another one has it."""
+    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _write_private(path: Path, text: str) -> None:

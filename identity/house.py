@@ -61,9 +61,17 @@ class House:
 
 async def open_house(settings: Settings, clock: Clock) -> House:
     """Open the database and the keys, and build. Raises ConfigurationError, DependencyDown."""
-    randomness = SystemRandomness()
     master = MasterKey.from_file(Path(settings.master_key_file))
     stores = await open_stores(settings.database, clock)
+    try:
+        return await _build(settings, clock, master, stores)
+    except BaseException:
+        await stores.close()
+        raise
+
+
+async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: Stores) -> House:
+    randomness = SystemRandomness()
     signer = await _active_signer(stores.signing_keys, master, clock)
     state = TrustState(clock)
     hub = Hub(stores.revocations, state, clock)

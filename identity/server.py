@@ -74,6 +74,11 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self.house: House | None = None
 
+    @property
+    def listen(self) -> str:
+        """The address that was asked for."""
+        return self._settings.listen
+
     async def start(self) -> str:
         """Serve; -> the bound address, host:port. Raises DependencyDown, RuntimeError (the port is taken)."""
         await self._set_health(HealthCheckResponse.NOT_SERVING)
@@ -93,6 +98,8 @@ class Server:
     async def stop(self, grace_seconds: float = 0) -> None:
         """Say NOT_SERVING, let running calls finish for at most *grace_seconds*, close the stores."""
         await self._health.enter_graceful_shutdown()
+        if self.house is not None:
+            self.house.hub.end_streams()  # else every peer's stream would hold the drain to its last second
         if self._grpc is not None:
             await self._grpc.stop(grace_seconds)
         if self.house is not None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from .config import Settings
+from .config import ConfigurationError, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ class CertificateFiles:
             if stamps == self._stamps:
                 return None
             configuration = self._read()
-        except OSError:
-            _log.error("the TLS files cannot be read; the ones read last stay in use")
+        except (OSError, ValueError, TypeError):
+            _log.error("the TLS files cannot be read or do not belong together; the ones read last stay in use")
             return None
         self._stamps = stamps
         return configuration
@@ -39,14 +41,31 @@ class CertificateFiles:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, *client_ca = [path.read_bytes() for path in self._paths]
+        _check_pair(certificate, key)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
 
 
+def _check_pair(certificate: bytes, key: bytes) -> None:
+    """Raises ValueError: not PEM, or the key is another certificate's. grpc itself would fail each handshake."""
+    own_key = load_pem_private_key(key, None).public_key()
+    certified_key = x509.load_pem_x509_certificates(certificate)[0].public_key()
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if own_key.public_bytes(*form) != certified_key.public_bytes(*form):
+        raise ValueError("the key is not the certificate's")
+
+
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Credentials for the configured files, None for plain text. With a client CA, clients must show a certificate."""
+    """Credentials for the configured files, None for plain text. With a client CA, clients must show a certificate.
+
+    Raises ConfigurationError.
+    """
     if not settings.tls_certificate_file:
         return None
-    files = CertificateFiles(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        files = CertificateFiles(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+    except (OSError, ValueError, TypeError):  # TypeError: the key is encrypted
+        problem = "tls_certificate_file and tls_key_file must be a PEM certificate and its unencrypted PEM key"
+        raise ConfigurationError([problem]) from None
     return grpc.dynamic_ssl_server_credentials(
         files.initial, files.changed, require_client_authentication=bool(settings.tls_client_ca_file)
     )

@@ -66,7 +66,7 @@ class Subscription:
         """The next event, in order. Raises DependencyDown once the stream was cut."""
         event = await self._events.get()
         if self._is_cut:
-            raise DependencyDown("This stream fell too far behind: open it again with the version you hold.")
+            raise DependencyDown("The service ended this stream: open it again with the version you hold.")
         return event
 
 
@@ -84,6 +84,7 @@ class Hub:
         self._snapshot: tuple[str, int, list[bytes]] | None = None
         self._keys_event = b""
         self._read_time = -math.inf
+        self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, issuer: str, keys: list[PublicKey]) -> None:
@@ -93,6 +94,12 @@ class Hub:
         self._keys_event = event.SerializeToString()
         await self._load()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._beat())]
+
+    def end_streams(self) -> None:
+        """End every stream, and refuse new ones: the service is about to stop, and its peers come back elsewhere."""
+        self._is_ending = True
+        for subscription in self._subscriptions:
+            subscription.cut()
 
     async def stop(self) -> None:
         """End the tasks; streams end with their RPCs."""
@@ -116,7 +123,9 @@ class Hub:
                 await self._advanced.wait_for(lambda: self.state.version >= version)
 
     def subscribe(self, epoch: str, version: int) -> Subscription:
-        """A stream that starts from what its peer holds, or from a snapshot."""
+        """A stream that starts from what its peer holds, or from a snapshot. Raises DependencyDown while stopping."""
+        if self._is_ending:
+            raise DependencyDown("The service is stopping: open the stream again.")
         opening = (self._keys_event, *self._opening_events(epoch, version), self._heartbeat())
         subscription = Subscription(opening)
         self._subscriptions.add(subscription)
@@ -138,7 +147,9 @@ class Hub:
     async def _follow(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._doorbell.wait(), POLL_SECONDS)
+                # Not asyncio.wait_for: before Python 3.12 it can swallow the cancellation that stop() waits for.
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._doorbell.wait()
             self._doorbell.clear()
             try:
                 while await self._read() == _READ_LIMIT:

@@ -72,7 +72,8 @@ async def open_stores(url: str, clock: Clock) -> Stores:
     try:
         return Stores(url, clock)
     except (DBAPIError, OSError) as error:
-        raise DependencyDown("The database cannot be opened.") from error
+        cause = getattr(error, "orig", None) or error
+        raise DependencyDown(f"The database {make_url(url).database} cannot be opened: {cause}") from error
 
 
 def migrate(engine: Engine) -> None:

@@ -12,10 +12,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from identity.cli import main
 from identity.storage.sealing import MasterKey
+from identity.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    authentication_pb2,
+    authentication_pb2_grpc,
+    trust_pb2,
+    trust_pb2_grpc,
+)
 from identity_client.tokens import compact
 from tests.faults.dev_server import DevServer
 
@@ -173,7 +182,45 @@ def test_dev_without_its_secrets_says_what_to_do(dev: DevServer) -> None:
     (dev.directory / "dev.json").unlink()
     done = identity("dev", "--directory", dev.directory, "--listen", "127.0.0.1:0")
     assert done.returncode == 1
-    assert "remove the folder" in done.stderr
+    assert "another `identity dev` is running" in done.stderr
+    dev.stop()
+    done = identity("dev", "--directory", dev.directory, "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "remove the whole folder" in done.stderr
+
+
+def test_dev_that_lost_its_database_makes_its_accounts_anew(dev: DevServer) -> None:
+    before = dev.secrets
+    dev.stop()
+    for path in dev.directory.glob("identity.db*"):
+        path.unlink()
+    (dev.directory / "orders.secret").unlink()
+    dev.start()
+    assert dev.secrets["admin"] != before["admin"]
+    assert (dev.directory / "orders.secret").read_text().strip() == dev.secrets["service"]["client_secret"]
+    assert identity("token", "--dev", dev.directory).returncode == 0
+
+
+def test_a_drain_does_not_wait_for_the_streams_of_peers(config: Path) -> None:
+    """A stream never ends by itself: the drain must end it, or it would last as long as it may (here a minute)."""
+    config.write_text(config.read_text() + "drain_seconds = 60\n")
+    assert identity("admin", "create", "root", "--config", config, text=PASSWORD + "\n").returncode == 0
+    serving = Serving(config)
+    with grpc.insecure_channel(serving.address()) as channel:
+        password = authentication_pb2.PasswordCredential(username="root", password=PASSWORD)
+        request = authentication_pb2.AuthenticateRequest(password=password, audience="identity")
+        token = authentication_pb2_grpc.AuthenticationServiceStub(channel).Authenticate(request).tokens.access_token
+        admin = (("authorization", f"Bearer {token}"),)
+        secret = account_pb2_grpc.AccountServiceStub(channel).CreateServiceAccount(
+            account_pb2.CreateServiceAccountRequest(username="billing", roles=["peer"]), metadata=admin
+        )
+        credential = authentication_pb2.ClientSecretCredential(client_id="billing", client_secret=secret.client_secret)
+        request = authentication_pb2.AuthenticateRequest(client_secret=credential, audience="identity")
+        token = authentication_pb2_grpc.AuthenticationServiceStub(channel).Authenticate(request).access.access_token
+        peer = (("authorization", f"Bearer {token}"),)
+        stream = trust_pb2_grpc.TrustServiceStub(channel).WatchTrust(trust_pb2.WatchTrustRequest(), metadata=peer)
+        assert next(iter(stream)).HasField("keys")
+        assert serving.stop() == 0  # within the 30 seconds that stop() waits
 
 
 @pytest.mark.requirement("R48")

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from identity.config import ConfigurationError
 from identity.house import LOCAL_ACT
 from identity.server import CONTRACT, Server
 from identity.v1 import access_pb2, account_pb2, authentication_pb2, trust_pb2, trust_pb2_grpc
@@ -142,6 +143,20 @@ async def test_tls_protects_the_wire_and_plain_text_is_not_understood(
     async with grpc.aio.secure_channel(address, stranger) as channel:
         error = await refused(health_of(channel))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
+    await server.stop()
+
+
+@pytest.mark.parametrize("spoilt", ["certificate", "key", "another key"])
+async def test_tls_files_that_do_not_do_are_named_at_the_start(
+    make_settings: MakeSettings, tmp_path: Path, spoilt: str
+) -> None:
+    authority = Authority("test ca")
+    certificate, key = write_pair(tmp_path, authority.issue("identity"))
+    content = authority.issue("other")[1] if spoilt == "another key" else b"not PEM"
+    Path(certificate if spoilt == "certificate" else key).write_bytes(content)
+    server = Server(make_settings(tls_certificate_file=certificate, tls_key_file=key))
+    with pytest.raises(ConfigurationError, match="tls_certificate_file"):
+        await server.start()
     await server.stop()
 
 

@@ -7,7 +7,7 @@ async with aio.Identity.from_env() as identity:
 from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.identity import Identity, StartError
-from identity_client.principal import Principal, current_principal
+from identity_client.principal import Principal, current_principal, find_principal
 
 __all__ = [
     "ConfigurationError",
@@ -17,4 +17,5 @@ __all__ = [
     "Principal",
     "StartError",
     "current_principal",
+    "find_principal",
 ]

@@ -23,7 +23,14 @@ from identity_client.aio.guard import Guard
 from identity_client.aio.stream import TrustStream
 from identity_client.aio.token_source import TokenSource
 from identity_client.clock import Clock, SystemClock
-from identity_client.errors import DependencyDown, IdentityError, RetryLater, TokenOutdated, TokenRevoked
+from identity_client.errors import (
+    DependencyDown,
+    IdentityError,
+    PermissionMissing,
+    RetryLater,
+    TokenOutdated,
+    TokenRevoked,
+)
 from identity_client.principal import Principal
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust import wire
@@ -145,6 +152,8 @@ class Identity:
                 await self._stream.ready.wait()
         except TimeoutError:
             problem = f": {self._stream.problem}" if self._stream.problem else ""
+            if isinstance(self._stream.problem, PermissionMissing):
+                problem += f" Give the account {self._connection.client_id} the role peer."
             raise StartError(
                 f"no trust state from {self._connection.address} within {self._start_timeout_seconds:g} s{problem}"
             ) from None
