@@ -28,6 +28,14 @@ def pool() -> Iterator[HashPool]:
 
 
 @pytest.fixture
+def release(pool: HashPool) -> Iterator[threading.Event]:
+    """What the work waits for; set in the end, so that a failing test does not leave the pool's threads waiting."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
 def hasher(pool: HashPool) -> PasswordHasher:
     return PasswordHasher(HashParameters(memory_kib=64, iterations=1), pool, SystemRandomness())
 
@@ -77,8 +85,7 @@ async def test_an_unknown_name_costs_a_real_hash_with_the_current_parameters(has
 
 
 @pytest.mark.requirement("R52")
-async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: HashPool) -> None:
-    release = threading.Event()
+async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: HashPool, release: threading.Event) -> None:
     admitted = [asyncio.ensure_future(pool.run(release.wait)) for _ in range(3)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as refused:
@@ -90,8 +97,10 @@ async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: Hash
 
 
 @pytest.mark.requirement("R52")
-async def test_a_caller_who_leaves_does_not_free_the_place_that_their_hash_still_takes(pool: HashPool) -> None:
-    release, started = threading.Event(), threading.Event()
+async def test_a_caller_who_leaves_does_not_free_the_place_that_their_hash_still_takes(
+    pool: HashPool, release: threading.Event
+) -> None:
+    started = threading.Event()
 
     def work() -> None:
         started.set()
