@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Claims(NamedTuple):
     """The claims of one access token (RFC 9068 profile). Times are whole Unix seconds.
 
-    A tuple and not a dataclass: as hard to change, and built in a fifth of the time.
+    A tuple and not a dataclass: as hard to change, and built in a third of the time (0.5 us).
     """
 
     issuer: str
