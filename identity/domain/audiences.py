@@ -14,7 +14,6 @@ class Audiences:
         self._accounts = accounts
         self._fixed = groups | {service_name}
         self._default = default
-        self.groups = groups
 
     async def resolve(self, name: str) -> str:
         """The audience to issue for; the default where none is named. Raises UnknownAudience."""

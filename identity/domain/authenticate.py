@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from identity_client.errors import BadCredentials, IdentityError, InvalidRequest, Overloaded, TokenMalformed
+from identity_client.errors import BadCredentials, IdentityError, InvalidRequest, RetryLater, TokenMalformed
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
@@ -115,9 +115,9 @@ class Authenticator:
         return self._minter.issue(snapshot, refresh_text)
 
     async def _renew_hash(self, record: PasswordRecord, password: bytes) -> None:
-        """Bring the stored hash to today's cost; a full pool leaves that to the next log-in."""
+        """Bring the stored hash to today's cost. The log-in is done: what fails now is left to the next one."""
         if self._hasher.is_outdated(record.password_hash):
-            with contextlib.suppress(Overloaded):
+            with contextlib.suppress(RetryLater):
                 new_hash = await self._hasher.hash(password)
                 await self._accounts.replace_hash(record.account_id, record.password_hash, new_hash)
 

@@ -122,9 +122,6 @@ class RevocationStore(Protocol):
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:
         """Judge by the rows alone: grant, account, generation, jti and key."""
 
-    async def head(self) -> tuple[str, int]:
-        """The feed's (epoch, version)."""
-
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         """(version, entry) with versions greater than *version*, in order and without gaps."""
 

@@ -138,4 +138,4 @@ def _refusing(error: IdentityError) -> _Handler:
 
 async def _abort(context: _Context, error: IdentityError) -> None:
     context.set_trailing_metadata(((status.STATUS_DETAILS_KEY, status.pack(error)),))
-    await context.abort(grpc.StatusCode[error.status], f"{error.reason}: {error}")
+    await context.abort(grpc.StatusCode[error.status], status.message_of(error))

@@ -51,14 +51,6 @@ class Stores:
         """Have *ring* called, on the event loop, whenever this process has committed a revocation."""
         self._writer.on_publish = ring
 
-    async def is_healthy(self) -> bool:
-        """Whether the database answers."""
-        try:
-            await self._access.read(lambda connection, _: connection.execute(text("SELECT 1")).scalar())
-        except DependencyDown:
-            return False
-        return True
-
     async def close(self) -> None:
         """Finish what waits and close every connection."""
         self._writer.close()

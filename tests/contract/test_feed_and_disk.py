@@ -55,7 +55,7 @@ async def test_versions_have_no_gap_whatever_fails_in_between(stores: Stores) ->
     await asyncio.gather(*(act(number) for number in range(60)), return_exceptions=True)
     versions = [version for version, *_ in await entries(stores)]
     assert versions == list(range(1, len(versions) + 1))
-    assert (await stores.revocations.head())[1] == len(versions) > 30
+    assert (await stores.revocations.live_entries())[1] == len(versions) > 30
 
 
 async def test_a_cancelled_caller_leaves_the_act_done_or_undone_and_the_writer_alive(stores: Stores) -> None:
@@ -85,7 +85,7 @@ async def test_live_entries_end_with_their_expiry(stores: Stores, clock: FixedCl
     snapshot = await log_in(stores, await create_user(stores))
     await stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", ACT)
     epoch, version, live = await stores.revocations.live_entries()
-    assert (epoch, version) == await stores.revocations.head()
+    assert (len(epoch), version) == (16, 1)
     assert [entry.name for entry in live] == [snapshot.grant_id]
     clock.advance(LIFETIME + 630)
     assert (await stores.revocations.live_entries())[2] == []
@@ -149,11 +149,11 @@ async def test_everything_survives_a_new_start(stores: Stores, url: str, clock: 
 
 async def test_a_closed_store_is_unavailable(url: str, clock: FixedClock) -> None:
     stores = await open_stores(url, clock)
-    assert await stores.is_healthy()
     await stores.close()
     with pytest.raises(DependencyDown):
         await create_user(stores)
-    assert not await stores.is_healthy()
+    with pytest.raises(DependencyDown):
+        await stores.revocations.live_entries()
 
 
 async def test_a_locked_database_is_unavailable_and_recovers(stores: Stores, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_locked_database_is_unavailable_and_recovers(stores: Stores, tmp
         blocker.execute("BEGIN IMMEDIATE")
         with pytest.raises(DependencyDown):
             await create_user(stores)
-        assert await stores.is_healthy()
+        assert await stores.accounts.list_page("", 1) == []  # readers go on
         blocker.execute("ROLLBACK")
     assert await create_user(stores)
 

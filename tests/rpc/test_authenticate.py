@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from identity.domain.passwords import PasswordHasher
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.v1 import account_pb2, authentication_pb2
 from identity_client import status
 from identity_client.errors import (
     BadCredentials,
+    DependencyDown,
     InvalidRequest,
+    Overloaded,
     PermissionMissing,
     ScopeNotGranted,
     UnknownAudience,
@@ -85,6 +88,26 @@ async def test_a_log_in_brings_the_hash_to_todays_cost(make_settings: MakeSettin
         await server.stop()
     assert [text.split("$")[3] for text in hashes] == ["m=64,t=1,p=1", "m=128,t=1,p=1", "m=128,t=1,p=1"]
     assert hashes[1] == hashes[2]
+
+
+@pytest.mark.requirement("R50")
+@pytest.mark.parametrize("failure", [DependencyDown, Overloaded])
+async def test_a_hash_that_cannot_be_renewed_now_does_not_undo_the_log_in(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
+) -> None:
+    server = Server(make_settings())
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await server.house.accounts.create_user("carol", USER_PASSWORD, (), LOCAL_ACT)
+
+    async def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(PasswordHasher, "is_outdated", lambda *_: True)
+    monkeypatch.setattr(server.house.stores.accounts, "replace_hash", fail)
+    assert (await api.login("carol")).access_token
+    await api.channel.close()
+    await server.stop()
 
 
 async def test_a_service_cannot_log_in_with_anothers_secret(api: Api) -> None:

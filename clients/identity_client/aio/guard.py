@@ -92,4 +92,4 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: IdentityError) -> None:
         details = status.pack(error, refused_by="guard", audience=self._audience)
         metadata = ((status.STATUS_DETAILS_KEY, details),)
-        await context.abort(grpc.StatusCode[error.status], f"{error.reason}: {error}", metadata)
+        await context.abort(grpc.StatusCode[error.status], status.message_of(error), metadata)

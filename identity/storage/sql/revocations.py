@@ -43,9 +43,6 @@ class SqlRevocationStore:
             lambda connection, moment: [_standing(connection, token, moment) for token in tokens]
         )
 
-    async def head(self) -> tuple[str, int]:
-        return await self._access.read(lambda connection, _: _head(connection))
-
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         def work(connection: Connection, _: Moment) -> list[tuple[int, Entry]]:
             later = select(revocations).where(revocations.c.version > version)
