@@ -90,6 +90,16 @@ class ScopeNotGranted(InvalidRequest):
         super().__init__(message or self.sentence, field)
 
 
+class UnknownRole(InvalidRequest):
+    """INVALID_ARGUMENT: an account was to have a role that does not exist."""
+
+    reason = "UNKNOWN_ROLE"
+    sentence = "An account was to have a role that does not exist: create it first."
+
+    def __init__(self, message: str = "", field: str = "roles") -> None:
+        super().__init__(message or self.sentence, field)
+
+
 # -- UNAUTHENTICATED: log in again, or renew -----------------------------------------------------------------------
 
 
@@ -163,6 +173,11 @@ class TokenOutdated(TokenError):
     sentence = "The account or its roles changed since the token was issued: renew it and repeat the call."
 
 
+class CertificateMismatch(TokenError):
+    reason = "CERTIFICATE_MISMATCH"
+    sentence = "The token is bound to a client certificate that this connection does not show."
+
+
 class AuthenticationTooOld(Unauthenticated):
     reason = "AUTHENTICATION_TOO_OLD"
     sentence = "This method needs a more recent log-in: log in again."
@@ -227,10 +242,30 @@ class GrantNotFound(NotFound):
     sentence = "No session or credential has this id."
 
 
-class AccountAlreadyExists(IdentityError):
+class RoleNotFound(NotFound):
+    reason = "ROLE_NOT_FOUND"
+    sentence = "No role has this name."
+
+
+class AlreadyExists(IdentityError):
+    """ALREADY_EXISTS. Base class; its subclasses say what exists."""
+
     status = "ALREADY_EXISTS"
+
+
+class AccountAlreadyExists(AlreadyExists):
     reason = "ACCOUNT_ALREADY_EXISTS"
     sentence = "The username is taken."
+
+
+class RoleAlreadyExists(AlreadyExists):
+    reason = "ROLE_ALREADY_EXISTS"
+    sentence = "The role's name is taken."
+
+
+class CredentialAlreadyExists(AlreadyExists):
+    reason = "CREDENTIAL_ALREADY_EXISTS"
+    sentence = "The public key or certificate name belongs to a live credential already."
 
 
 class StateConflict(IdentityError):
@@ -239,8 +274,23 @@ class StateConflict(IdentityError):
     sentence = "The state changed while the call ran: repeat it."
 
 
-class TokenTooLarge(IdentityError):
+class FailedPrecondition(IdentityError):
+    """FAILED_PRECONDITION. Base class; its subclasses say what must come first."""
+
     status = "FAILED_PRECONDITION"
+
+
+class RoleInUse(FailedPrecondition):
+    reason = "ROLE_IN_USE"
+    sentence = "Accounts still have the role: take it from them first."
+
+
+class RoleBuiltIn(FailedPrecondition):
+    reason = "ROLE_BUILT_IN"
+    sentence = "The role belongs to the service itself and cannot be changed or deleted."
+
+
+class TokenTooLarge(FailedPrecondition):
     reason = "TOKEN_TOO_LARGE"
     sentence = "The token would not fit its budget: the account has too many roles or scopes."
 
@@ -278,7 +328,9 @@ def _tree(root: type[IdentityError]) -> list[type[IdentityError]]:
     return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
 
 
-_BASES = frozenset({IdentityError, Unauthenticated, TokenError, NotFound, RetryLater})
+_BASES = frozenset(
+    {IdentityError, Unauthenticated, TokenError, NotFound, AlreadyExists, FailedPrecondition, RetryLater}
+)
 
 BY_REASON: dict[str, type[IdentityError]] = {
     error.reason: error for error in _tree(IdentityError) if error not in _BASES

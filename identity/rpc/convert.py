@@ -73,6 +73,13 @@ def presented(text: str, field: str) -> str:
     return text
 
 
+def presented_batch(texts: Sequence[str]) -> list[str]:
+    """1-100 of them. Raises InvalidRequest."""
+    if not 1 <= len(texts) <= MAXIMUM_CHECKED_TOKENS:
+        raise InvalidRequest(f"give 1 to {MAXIMUM_CHECKED_TOKENS} tokens in one call", "tokens")
+    return [presented(text, f"tokens[{at}]") for at, text in enumerate(texts)]
+
+
 def note(text: str) -> str:
     """An administrator's reason, for the audit log. Raises InvalidRequest."""
     if len(text) > MAXIMUM_NOTE_CHARACTERS:
@@ -144,6 +151,12 @@ def introspection(claims: Claims | None) -> token_pb2.IntrospectResponse:
         roles=claims.roles,
         issue_time=timestamp(claims.issue_time),
         expire_time=timestamp(claims.expire_time),
+        kind=token_pb2.TOKEN_KIND_ACCESS_TOKEN,
+        generation=claims.generation,
+        policy_version=claims.policy_version,
+        authentication_methods=claims.authentication_methods,
+        certificate_thumbprint=claims.certificate_thumbprint,
+        key_id=claims.key_id,
     )
     if claims.authentication_time is not None:
         message.authentication_time.CopyFrom(timestamp(claims.authentication_time))

@@ -44,6 +44,14 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         claims = self._introspector.introspect(raw_token, current_principal().client_id)
         return convert.introspection(claims)
 
+    async def BatchIntrospect(
+        self, request: token_pb2.BatchIntrospectRequest, _: _Context
+    ) -> token_pb2.BatchIntrospectResponse:
+        raw_tokens = convert.presented_batch(request.tokens)
+        caller_name = current_principal().client_id
+        results = [convert.introspection(self._introspector.introspect(raw, caller_name)) for raw in raw_tokens]
+        return token_pb2.BatchIntrospectResponse(results=results)
+
 
 def _when_answered(context: Any, then: Callable[[], None]) -> None:
     """Have *then* called once the answer's bytes are written (Any: grpc's type stubs miss this callback's form)."""

@@ -32,6 +32,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the audience is neither a service account's username nor a configured group."""
     ERROR_REASON_SCOPE_NOT_GRANTED: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT: a scope was asked for that the account's roles do not grant."""
+    ERROR_REASON_UNKNOWN_ROLE: _ErrorReason.ValueType  # 5
+    """INVALID_ARGUMENT: an account was to have a role that does not exist."""
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED: the call carries no credential."""
     ERROR_REASON_CREDENTIALS_MALFORMED: _ErrorReason.ValueType  # 21
@@ -68,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the session has expired; log in again."""
     ERROR_REASON_STORE_SET_BACK: _ErrorReason.ValueType  # 37
     """UNAUTHENTICATED: the refresh token is newer than the database, which was set back; log in again."""
+    ERROR_REASON_CERTIFICATE_MISMATCH: _ErrorReason.ValueType  # 38
+    """UNAUTHENTICATED: the token is bound to a client certificate that the connection does not show."""
     ERROR_REASON_PERMISSION_MISSING: _ErrorReason.ValueType  # 50
     """PERMISSION_DENIED: the caller lacks a scope or role that the method needs."""
     ERROR_REASON_METHOD_NOT_GUARDED: _ErrorReason.ValueType  # 51
@@ -82,6 +86,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: the state changed while the call ran; repeat it."""
     ERROR_REASON_TOKEN_TOO_LARGE: _ErrorReason.ValueType  # 64
     """FAILED_PRECONDITION: the token would not fit its budget; the account has too many roles or scopes."""
+    ERROR_REASON_ROLE_NOT_FOUND: _ErrorReason.ValueType  # 65
+    """NOT_FOUND: no role has this name."""
+    ERROR_REASON_ROLE_ALREADY_EXISTS: _ErrorReason.ValueType  # 66
+    """ALREADY_EXISTS: the role's name is taken."""
+    ERROR_REASON_ROLE_IN_USE: _ErrorReason.ValueType  # 67
+    """FAILED_PRECONDITION: accounts still have the role; take it from them first."""
+    ERROR_REASON_ROLE_BUILT_IN: _ErrorReason.ValueType  # 68
+    """FAILED_PRECONDITION: the role belongs to the service itself and cannot be changed or deleted."""
+    ERROR_REASON_CREDENTIAL_ALREADY_EXISTS: _ErrorReason.ValueType  # 69
+    """ALREADY_EXISTS: the public key or certificate name belongs to a live credential already."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED: more work of this kind is waiting than can be done soon; RetryInfo says when."""
     ERROR_REASON_DEPENDENCY_DOWN: _ErrorReason.ValueType  # 80
@@ -104,6 +118,8 @@ ERROR_REASON_UNKNOWN_AUDIENCE: ErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: the audience is neither a service account's username nor a configured group."""
 ERROR_REASON_SCOPE_NOT_GRANTED: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT: a scope was asked for that the account's roles do not grant."""
+ERROR_REASON_UNKNOWN_ROLE: ErrorReason.ValueType  # 5
+"""INVALID_ARGUMENT: an account was to have a role that does not exist."""
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the call carries no credential."""
 ERROR_REASON_CREDENTIALS_MALFORMED: ErrorReason.ValueType  # 21
@@ -140,6 +156,8 @@ ERROR_REASON_SESSION_EXPIRED: ErrorReason.ValueType  # 36
 """UNAUTHENTICATED: the session has expired; log in again."""
 ERROR_REASON_STORE_SET_BACK: ErrorReason.ValueType  # 37
 """UNAUTHENTICATED: the refresh token is newer than the database, which was set back; log in again."""
+ERROR_REASON_CERTIFICATE_MISMATCH: ErrorReason.ValueType  # 38
+"""UNAUTHENTICATED: the token is bound to a client certificate that the connection does not show."""
 ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 50
 """PERMISSION_DENIED: the caller lacks a scope or role that the method needs."""
 ERROR_REASON_METHOD_NOT_GUARDED: ErrorReason.ValueType  # 51
@@ -154,6 +172,16 @@ ERROR_REASON_STATE_CONFLICT: ErrorReason.ValueType  # 63
 """ABORTED: the state changed while the call ran; repeat it."""
 ERROR_REASON_TOKEN_TOO_LARGE: ErrorReason.ValueType  # 64
 """FAILED_PRECONDITION: the token would not fit its budget; the account has too many roles or scopes."""
+ERROR_REASON_ROLE_NOT_FOUND: ErrorReason.ValueType  # 65
+"""NOT_FOUND: no role has this name."""
+ERROR_REASON_ROLE_ALREADY_EXISTS: ErrorReason.ValueType  # 66
+"""ALREADY_EXISTS: the role's name is taken."""
+ERROR_REASON_ROLE_IN_USE: ErrorReason.ValueType  # 67
+"""FAILED_PRECONDITION: accounts still have the role; take it from them first."""
+ERROR_REASON_ROLE_BUILT_IN: ErrorReason.ValueType  # 68
+"""FAILED_PRECONDITION: the role belongs to the service itself and cannot be changed or deleted."""
+ERROR_REASON_CREDENTIAL_ALREADY_EXISTS: ErrorReason.ValueType  # 69
+"""ALREADY_EXISTS: the public key or certificate name belongs to a live credential already."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED: more work of this kind is waiting than can be done soon; RetryInfo says when."""
 ERROR_REASON_DEPENDENCY_DOWN: ErrorReason.ValueType  # 80

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from identity.v1 import authentication_pb2 as _authentication_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TokenKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_KIND_UNSPECIFIED: _TokenKind.ValueType  # 0
+    """Never sent with an active text."""
+    TOKEN_KIND_ACCESS_TOKEN: _TokenKind.ValueType  # 1
+    """A signed access token."""
+    TOKEN_KIND_SESSION: _TokenKind.ValueType  # 2
+    """An opaque session token, ids_..."""
+    TOKEN_KIND_API_KEY: _TokenKind.ValueType  # 3
+    """An opaque API key for bearer use, idk_..."""
+
+class TokenKind(_TokenKind, metaclass=_TokenKindEnumTypeWrapper):
+    """What a bearer text is."""
+
+TOKEN_KIND_UNSPECIFIED: TokenKind.ValueType  # 0
+"""Never sent with an active text."""
+TOKEN_KIND_ACCESS_TOKEN: TokenKind.ValueType  # 1
+"""A signed access token."""
+TOKEN_KIND_SESSION: TokenKind.ValueType  # 2
+"""An opaque session token, ids_..."""
+TOKEN_KIND_API_KEY: TokenKind.ValueType  # 3
+"""An opaque API key for bearer use, idk_..."""
+Global___TokenKind: _TypeAlias = TokenKind  # noqa: Y015
 
 @_typing.final
 class RefreshRequest(_message.Message):
@@ -113,7 +142,7 @@ class IntrospectRequest(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The token to judge."""
+    """The text to judge, as it came after "Bearer "."""
     def __init__(
         self,
         *,
@@ -144,10 +173,16 @@ class IntrospectResponse(_message.Message):
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     AUTHENTICATION_TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    AUTHENTICATION_METHODS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_THUMBPRINT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether the token would be accepted by the caller now."""
     token_id: _builtins.str
-    """The claim jti."""
+    """The claim jti; empty for opaque texts."""
     grant_id: _builtins.str
     """The session or credential behind the token, the claim sid."""
     account_id: _builtins.str
@@ -155,26 +190,42 @@ class IntrospectResponse(_message.Message):
     client_id: _builtins.str
     """The claim client_id."""
     audience: _builtins.str
-    """The claim aud."""
+    """The claim aud; of the audiences of an opaque text, the one that the caller belongs to."""
+    kind: Global___TokenKind.ValueType
+    """What the text is."""
+    generation: _builtins.int
+    """The account's generation, the claim gen."""
+    policy_version: _builtins.int
+    """The policy version, the claim pol."""
+    certificate_thumbprint: _builtins.str
+    """The SHA-256 of the client certificate that the token is bound to, the claim cnf.x5t#S256
+    (RFC 8705); empty for a token that is bound to none.
+    """
+    key_id: _builtins.str
+    """The header kid; empty for opaque texts."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes."""
+        """The scopes. Scopes of the identity service itself are named to it alone."""
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The roles."""
+        """The roles; those of an opaque text are read live."""
 
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """The claim iat."""
+        """The claim iat; for an opaque text, now."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """The claim exp."""
+        """The claim exp; for an opaque text, when its grant expires. Unset for an API key without an end."""
 
     @_builtins.property
     def authentication_time(self) -> _timestamp_pb2.Timestamp:
         """When the user proved who they are, the claim auth_time; unset for machines."""
+
+    @_builtins.property
+    def authentication_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How the user proved who they are, the claim amr."""
 
     def __init__(
         self,
@@ -190,11 +241,65 @@ class IntrospectResponse(_message.Message):
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         authentication_time: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___TokenKind.ValueType = ...,
+        generation: _builtins.int = ...,
+        policy_version: _builtins.int = ...,
+        authentication_methods: _abc.Iterable[_builtins.str] | None = ...,
+        certificate_thumbprint: _builtins.str = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["authentication_time", b"authentication_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "audience", b"audience", "authentication_time", b"authentication_time", "client_id", b"client_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "issue_time", b"issue_time", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "audience", b"audience", "authentication_methods", b"authentication_methods", "authentication_time", b"authentication_time", "certificate_thumbprint", b"certificate_thumbprint", "client_id", b"client_id", "expire_time", b"expire_time", "generation", b"generation", "grant_id", b"grant_id", "issue_time", b"issue_time", "key_id", b"key_id", "kind", b"kind", "policy_version", b"policy_version", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IntrospectResponse: _TypeAlias = IntrospectResponse  # noqa: Y015
+
+@_typing.final
+class BatchIntrospectRequest(_message.Message):
+    """Request of BatchIntrospect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts to judge, 1-100."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIntrospectRequest: _TypeAlias = BatchIntrospectRequest  # noqa: Y015
+
+@_typing.final
+class BatchIntrospectResponse(_message.Message):
+    """Response of BatchIntrospect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___IntrospectResponse]:
+        """One answer for each text of the request, in its order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___IntrospectResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIntrospectResponse: _TypeAlias = BatchIntrospectResponse  # noqa: Y015

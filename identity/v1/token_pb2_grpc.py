@@ -50,6 +50,11 @@ class TokenServiceStub(object):
                 request_serializer=identity_dot_v1_dot_token__pb2.IntrospectRequest.SerializeToString,
                 response_deserializer=identity_dot_v1_dot_token__pb2.IntrospectResponse.FromString,
                 _registered_method=True)
+        self.BatchIntrospect = channel.unary_unary(
+                '/identity.v1.TokenService/BatchIntrospect',
+                request_serializer=identity_dot_v1_dot_token__pb2.BatchIntrospectRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_token__pb2.BatchIntrospectResponse.FromString,
+                _registered_method=True)
 
 
 class TokenServiceServicer(object):
@@ -71,19 +76,29 @@ class TokenServiceServicer(object):
     def Revoke(self, request, context):
         """Revokes the presented token (RFC 7009). Public: holding the token is the permission.
 
-        An access token falls alone; a refresh token or client secret ends the grant behind it with
-        everything that hangs off it. Unknown, expired and already revoked texts are answered alike:
-        OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        An access token falls alone; a refresh token, session token, API key or client secret ends the
+        grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
+        are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Introspect(self, request, context):
-        """Says whether a token is active and what it carries (RFC 7662). Needs identity.introspect.
+        """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
-        Active is true only for an access token that is meant for the caller's service or one of its
-        groups. Answers INVALID_FIELD besides the guard's own reasons.
+        Active is true only for an access token, session token or API key for bearer use that is meant
+        for the caller's service or one of its groups; with identity.introspect.any, for every service.
+        Refresh tokens, client secrets and API keys for exchange are no bearer texts: never active.
+        Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchIntrospect(self, request, context):
+        """The same for up to 100 texts in one call, answered in their order. Needs identity.introspect.
+        Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +121,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.Introspect,
                     request_deserializer=identity_dot_v1_dot_token__pb2.IntrospectRequest.FromString,
                     response_serializer=identity_dot_v1_dot_token__pb2.IntrospectResponse.SerializeToString,
+            ),
+            'BatchIntrospect': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchIntrospect,
+                    request_deserializer=identity_dot_v1_dot_token__pb2.BatchIntrospectRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_token__pb2.BatchIntrospectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -190,6 +210,33 @@ class TokenService(object):
             '/identity.v1.TokenService/Introspect',
             identity_dot_v1_dot_token__pb2.IntrospectRequest.SerializeToString,
             identity_dot_v1_dot_token__pb2.IntrospectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchIntrospect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.TokenService/BatchIntrospect',
+            identity_dot_v1_dot_token__pb2.BatchIntrospectRequest.SerializeToString,
+            identity_dot_v1_dot_token__pb2.BatchIntrospectResponse.FromString,
             options,
             channel_credentials,
             insecure,

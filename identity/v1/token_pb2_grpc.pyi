@@ -44,15 +44,21 @@ class TokenServiceStub:
     Revoke: _grpc.UnaryUnaryMultiCallable[_token_pb2.RevokeRequest, _token_pb2.RevokeResponse]
     """Revokes the presented token (RFC 7009). Public: holding the token is the permission.
 
-    An access token falls alone; a refresh token or client secret ends the grant behind it with
-    everything that hangs off it. Unknown, expired and already revoked texts are answered alike:
-    OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    An access token falls alone; a refresh token, session token, API key or client secret ends the
+    grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
+    are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
     """
     Introspect: _grpc.UnaryUnaryMultiCallable[_token_pb2.IntrospectRequest, _token_pb2.IntrospectResponse]
-    """Says whether a token is active and what it carries (RFC 7662). Needs identity.introspect.
+    """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
-    Active is true only for an access token that is meant for the caller's service or one of its
-    groups. Answers INVALID_FIELD besides the guard's own reasons.
+    Active is true only for an access token, session token or API key for bearer use that is meant
+    for the caller's service or one of its groups; with identity.introspect.any, for every service.
+    Refresh tokens, client secrets and API keys for exchange are no bearer texts: never active.
+    Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
+    """
+    BatchIntrospect: _grpc.UnaryUnaryMultiCallable[_token_pb2.BatchIntrospectRequest, _token_pb2.BatchIntrospectResponse]
+    """The same for up to 100 texts in one call, answered in their order. Needs identity.introspect.
+    Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
     """
 
 @_typing.type_check_only
@@ -71,15 +77,21 @@ class TokenServiceAsyncStub(TokenServiceStub):
     Revoke: _aio.UnaryUnaryMultiCallable[_token_pb2.RevokeRequest, _token_pb2.RevokeResponse]  # type: ignore[assignment]
     """Revokes the presented token (RFC 7009). Public: holding the token is the permission.
 
-    An access token falls alone; a refresh token or client secret ends the grant behind it with
-    everything that hangs off it. Unknown, expired and already revoked texts are answered alike:
-    OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    An access token falls alone; a refresh token, session token, API key or client secret ends the
+    grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
+    are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
     """
     Introspect: _aio.UnaryUnaryMultiCallable[_token_pb2.IntrospectRequest, _token_pb2.IntrospectResponse]  # type: ignore[assignment]
-    """Says whether a token is active and what it carries (RFC 7662). Needs identity.introspect.
+    """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
-    Active is true only for an access token that is meant for the caller's service or one of its
-    groups. Answers INVALID_FIELD besides the guard's own reasons.
+    Active is true only for an access token, session token or API key for bearer use that is meant
+    for the caller's service or one of its groups; with identity.introspect.any, for every service.
+    Refresh tokens, client secrets and API keys for exchange are no bearer texts: never active.
+    Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
+    """
+    BatchIntrospect: _aio.UnaryUnaryMultiCallable[_token_pb2.BatchIntrospectRequest, _token_pb2.BatchIntrospectResponse]  # type: ignore[assignment]
+    """The same for up to 100 texts in one call, answered in their order. Needs identity.introspect.
+    Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
     """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,9 +119,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_token_pb2.RevokeResponse, _abc.Awaitable[_token_pb2.RevokeResponse]]:
         """Revokes the presented token (RFC 7009). Public: holding the token is the permission.
 
-        An access token falls alone; a refresh token or client secret ends the grant behind it with
-        everything that hangs off it. Unknown, expired and already revoked texts are answered alike:
-        OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        An access token falls alone; a refresh token, session token, API key or client secret ends the
+        grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
+        are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -118,10 +130,22 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.IntrospectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.IntrospectResponse, _abc.Awaitable[_token_pb2.IntrospectResponse]]:
-        """Says whether a token is active and what it carries (RFC 7662). Needs identity.introspect.
+        """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
-        Active is true only for an access token that is meant for the caller's service or one of its
-        groups. Answers INVALID_FIELD besides the guard's own reasons.
+        Active is true only for an access token, session token or API key for bearer use that is meant
+        for the caller's service or one of its groups; with identity.introspect.any, for every service.
+        Refresh tokens, client secrets and API keys for exchange are no bearer texts: never active.
+        Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchIntrospect(
+        self,
+        request: _token_pb2.BatchIntrospectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_pb2.BatchIntrospectResponse, _abc.Awaitable[_token_pb2.BatchIntrospectResponse]]:
+        """The same for up to 100 texts in one call, answered in their order. Needs identity.introspect.
+        Answers INVALID_FIELD, DEPENDENCY_DOWN besides the guard's own reasons.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

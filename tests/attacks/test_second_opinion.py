@@ -15,6 +15,7 @@ from joserfc.jwk import ECKey
 
 from identity_client.errors import TokenError
 from identity_client.tokens.claims import Claims
+from identity_client.tokens.keys import base64url
 from identity_client.trust.entries import id_text
 from tests.attacks import mutants
 from tests.attacks.forger import Forger, make_verifier
@@ -45,6 +46,7 @@ all_claims = st.builds(
     roles=st.lists(roles, max_size=10).map(tuple),
     authentication_time=st.none() | st.integers(1, NOW),
     authentication_methods=st.sampled_from([(), ("pwd",)]),
+    certificate_thumbprint=st.just("") | st.binary(min_size=32, max_size=32).map(base64url),
 )
 
 

@@ -26,3 +26,4 @@ class Claims(NamedTuple):
     roles: tuple[str, ...] = ()
     authentication_time: int | None = None  # auth_time: when a person proved who they are
     authentication_methods: tuple[str, ...] = ()  # amr
+    certificate_thumbprint: str = ""  # cnf.x5t#S256: the client certificate that the token is bound to (RFC 8705)

@@ -57,10 +57,11 @@ def split(raw_token: str) -> Parts:
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:
-    """One flat JSON object of texts, integers, true, false, null and lists of texts. Raises TokenMalformed.
+    """One JSON object of texts, integers, true, false, null and lists of texts, and of cnf, an object of texts.
 
     The bytes must be the very ones that our encoder writes for these members. That leaves nothing that two parsers
     could read differently: no duplicate names, fractions, NaN, odd escapes, white space, or bytes beyond ASCII.
+    Raises TokenMalformed.
     """
     try:
         text = payload.decode("ascii")
@@ -123,14 +124,22 @@ def _payload(claims: Claims) -> dict[str, Any]:
         payload["auth_time"] = claims.authentication_time
     if claims.authentication_methods:
         payload["amr"] = list(claims.authentication_methods)
+    if claims.certificate_thumbprint:
+        payload["cnf"] = {"x5t#S256": claims.certificate_thumbprint}
     return payload
 
 
 def _is_plain(members: dict[str, Any]) -> bool:
-    """Whether each value is a text, an integer, true, false, null or a list of texts."""
-    if not _PLAIN.issuperset(map(type, members.values())):
+    """Whether each value is a text, an integer, true, false, null or a list of texts; cnf an object of texts."""
+    values = list(members.values())
+    if "cnf" in members:
+        confirmation = members["cnf"]
+        if type(confirmation) is not dict:
+            return False
+        values = [value for value in values if value is not confirmation] + list(confirmation.values())
+    if not _PLAIN.issuperset(map(type, values)):
         return False
-    lists = [value for value in members.values() if type(value) is list]
+    lists = [value for value in values if type(value) is list]
     return all(type(item) is str for items in lists for item in items)
 
 

@@ -18,7 +18,9 @@ _ROLE = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _METHOD = re.compile(r"[a-z]{1,16}")
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,64}(?: [!#-\[\]-~]{1,64}){0,63}")  # RFC 6749 section 3.3
 
-_NOT_ISSUED = frozenset({"nbf", "cnf", "act"})
+_THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 32 bytes as canonical base64url
+
+_NOT_ISSUED = frozenset({"nbf", "act"})
 """Claims that restrict a token. This version issues none, and a verifier must never ignore one."""
 
 
@@ -43,6 +45,7 @@ def read_claims(members: dict[str, Any], key_id: str) -> Claims:
             roles=_texts(members["roles"], _ROLE) if "roles" in members else (),
             authentication_time=_whole(members["auth_time"]) if "auth_time" in members else None,
             authentication_methods=_texts(members["amr"], _METHOD) if "amr" in members else (),
+            certificate_thumbprint=_thumbprint(members["cnf"]) if "cnf" in members else "",
         )
     except KeyError:
         raise TokenMalformed() from None
@@ -58,6 +61,13 @@ def _texts(value: object, grammar: re.Pattern[str]) -> tuple[str, ...]:
     if type(value) is not list or not 1 <= len(value) <= MAXIMUM_ITEMS:
         raise TokenMalformed()
     return tuple(_text(item, grammar) for item in value)
+
+
+def _thumbprint(value: object) -> str:
+    """The one confirmation that we issue (RFC 8705 section 3.1): a token bound in another way is not ours."""
+    if type(value) is not dict or value.keys() != {"x5t#S256"}:
+        raise TokenMalformed()
+    return _text(value["x5t#S256"], _THUMBPRINT)
 
 
 def _whole(value: object) -> int:
