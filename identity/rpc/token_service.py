@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from identity import failpoints
-from identity.domain.introspect import Introspector
+from identity.domain.introspect import Asker, Introspector
 from identity.domain.refresh import Refresher
 from identity.domain.revoke import Revoker
 from identity.v1 import token_pb2, token_pb2_grpc
@@ -16,6 +16,8 @@ from identity_client.principal import current_principal
 
 from . import convert
 from .context import act_of_anyone
+
+ANY_SCOPE = "identity.introspect.any"
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -41,16 +43,19 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
 
     async def Introspect(self, request: token_pb2.IntrospectRequest, _: _Context) -> token_pb2.IntrospectResponse:
         raw_token = convert.presented(request.token, "token")
-        claims = self._introspector.introspect(raw_token, current_principal().client_id)
-        return convert.introspection(claims)
+        return convert.introspection(await self._introspector.introspect(raw_token, _asker()))
 
     async def BatchIntrospect(
         self, request: token_pb2.BatchIntrospectRequest, _: _Context
     ) -> token_pb2.BatchIntrospectResponse:
-        raw_tokens = convert.presented_batch(request.tokens)
-        caller_name = current_principal().client_id
-        results = [convert.introspection(self._introspector.introspect(raw, caller_name)) for raw in raw_tokens]
+        asker, raw_tokens = _asker(), convert.presented_batch(request.tokens)
+        results = [convert.introspection(await self._introspector.introspect(raw, asker)) for raw in raw_tokens]
         return token_pb2.BatchIntrospectResponse(results=results)
+
+
+def _asker() -> Asker:
+    principal = current_principal()
+    return Asker(principal.client_id, ANY_SCOPE in principal.scopes)
 
 
 def _when_answered(context: Any, then: Callable[[], None]) -> None:
