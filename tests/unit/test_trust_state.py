@@ -35,6 +35,7 @@ def beat(state: TrustState, **changes: object) -> None:
     values: dict[str, object] = {
         "epoch": state.epoch,
         "version": state.version,
+        "server_time": state._clock.now(),
         "expired_through": state.expired_through,
         "entry_count": count,
         "digest": digest,
@@ -74,12 +75,22 @@ def test_more_entries_than_announced_are_a_gap(state: TrustState) -> None:
         state.add_snapshot([token_entry(1), token_entry(2)])
 
 
-@pytest.mark.parametrize(("first", "last"), [(10, 10), (12, 12), (9, 11), (11, 10)])
+@pytest.mark.parametrize(("first", "last"), [(12, 12), (12, 13), (11, 10), (20, 9)])
 def test_changes_that_do_not_follow_are_a_gap_and_change_nothing(state: TrustState, first: int, last: int) -> None:
     with pytest.raises(TrustGap):
         state.apply(first, last, [token_entry(1)])
     assert state.version == 10
     assert not list(state.entries())
+
+
+def test_changes_that_are_held_already_are_no_harm_and_the_rest_of_their_message_is_taken(state: TrustState) -> None:
+    state.apply(11, 12, [token_entry(1), token_entry(2)])
+    before = state.revision
+    for first, last in ((11, 12), (12, 12), (3, 5)):
+        state.apply(first, last, [token_entry(9)])
+    assert (state.version, state.entry_count(), state.revision) == (12, 2, before)
+    state.apply(12, 13, [token_entry(2), token_entry(3)])
+    assert (state.version, state.entry_count(), state.revision) == (13, 3, before + 1)
 
 
 def test_changes_during_a_snapshot_are_a_gap(state: TrustState) -> None:
@@ -146,6 +157,25 @@ def test_a_digest_that_differs_is_noticed_and_freshens_nothing(
     with pytest.raises(TrustDiverged):
         beat(state, **changes)
     assert state.staleness() == 5
+
+
+@pytest.mark.parametrize("skew", [-601.0, 601.0])
+def test_while_the_clocks_are_ten_minutes_apart_no_heartbeat_counts(
+    state: TrustState, clock: FixedClock, skew: float
+) -> None:
+    clock.advance(5)
+    beat(state, server_time=clock.now() + skew, expired_through=int(clock.now() + skew))
+    assert (state.staleness(), state.expired_through, state.clock_skew_seconds) == (5, 0, skew)
+    beat(state, server_time=clock.now() + skew * 0.99)
+    assert state.staleness() == 0
+
+
+def test_keys_that_are_held_already_make_no_one_judge_again(state: TrustState, issuer: Issuer) -> None:
+    before = state.revision
+    state.set_keys(ISSUER, [issuer.public_key])
+    assert state.revision == before
+    state.set_keys("https://another.test", [issuer.public_key])
+    assert state.revision == before + 1
 
 
 def test_a_sender_whose_clock_is_behind_is_not_taken_for_a_divergence(state: TrustState) -> None:
