@@ -67,8 +67,8 @@ async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> Asy
 async def sql_truth(api: Api) -> tuple[int, set[tuple[object, ...]]]:
     """The feed's version and its live entries, read from the database."""
     assert api.server.house is not None
-    _, version, entries = await api.server.house.stores.revocations.live_entries()
-    return version, {(entry.kind, entry.name, entry.minimum, entry.expire_time) for entry in entries}
+    _, version, batches = await api.server.house.stores.revocations.live_entries()
+    return version, {(entry.kind, entry.name, entry.minimum, entry.expire_time) for batch in batches for entry in batch}
 
 
 def held_by(peer: Peer) -> set[tuple[object, ...]]:
