@@ -176,7 +176,9 @@ Global___WatchTrustRequest: _TypeAlias = WatchTrustRequest  # noqa: Y015
 
 @_typing.final
 class WatchTrustResponse(_message.Message):
-    """One event of the stream."""
+    """One event of the stream. Without an event it is a sign of life, sent each second to a stream that
+    waits for its snapshot.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,7 +407,9 @@ class RevocationChanges(_message.Message):
     LAST_VERSION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     first_version: _builtins.int
-    """The first version contained: one more than the version held, or there is a gap."""
+    """The first version contained: at most one more than the version held, or there is a gap. What is
+    held already does no harm when it comes again.
+    """
     last_version: _builtins.int
     """The last version contained."""
     @_builtins.property
