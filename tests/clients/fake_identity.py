@@ -40,6 +40,7 @@ class FakeIdentity(
         self.standing = trust_pb2.TOKEN_STANDING_LIVE
         self.token_lifetime_seconds = 600
         self.refuses_watchers = False
+        self.refusal = grpc.StatusCode.UNAUTHENTICATED
         self.admits_watchers = asyncio.Event()
         """While it is not set, a new stream is sent its opening, and no heartbeat."""
         self.admits_watchers.set()
@@ -53,7 +54,7 @@ class FakeIdentity(
         self.state.set_keys(ISSUER, self.keys)
         self.state.begin_snapshot("epoch-1", 7, 0)
         self._heartbeat_seconds = heartbeat_seconds
-        self._streams: set[asyncio.Queue[Any]] = set()
+        self._streams: list[asyncio.Queue[Any]] = []
         self._server: grpc.aio.Server | None = None
         self.address = "127.0.0.1:0"
 
@@ -99,6 +100,10 @@ class FakeIdentity(
         """Ends every stream as a lost connection would."""
         self._send(_CUT)
 
+    def cut_oldest(self) -> None:
+        """Ends the oldest stream alone."""
+        self._streams[0].put_nowait(_CUT)
+
     def fall_silent(self) -> None:
         """Keeps the streams open and sends nothing more on them."""
         self._streams.clear()
@@ -135,9 +140,9 @@ class FakeIdentity(
     async def WatchTrust(self, request: Any, context: Any) -> AsyncIterator[trust_pb2.WatchTrustResponse]:
         self.resumes.append((request.epoch, request.version))
         if self.refuses_watchers:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The token was revoked: log in again.")
+            await context.abort(self.refusal, "The token was revoked: log in again.")
         queue: asyncio.Queue[Any] = asyncio.Queue()
-        self._streams.add(queue)
+        self._streams.append(queue)
         try:
             yield trust_pb2.WatchTrustResponse(keys=wire.key_set_message(ISSUER, self.keys))
             for event in self._opening(request):
@@ -148,7 +153,8 @@ class FakeIdentity(
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
                 yield event
         finally:
-            self._streams.discard(queue)
+            if queue in self._streams:
+                self._streams.remove(queue)
 
     def _opening(self, request: Any) -> list[trust_pb2.WatchTrustResponse]:
         """The changes since the resume point (nothing changes between streams in these tests), or a snapshot."""

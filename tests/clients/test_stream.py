@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+import grpc
 import pytest
 
 from identity_client.aio import endpoints as endpoints_module
@@ -154,10 +155,11 @@ async def test_a_confirmation_is_asked_of_the_next_endpoint_when_one_is_down(
             await identity.confirm(principal)
 
 
+@pytest.mark.parametrize("refusal", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
 async def test_a_refusal_is_an_answer_and_is_not_asked_for_again_elsewhere(
-    fake: FakeIdentity, other: FakeIdentity, connect: Connect
+    fake: FakeIdentity, other: FakeIdentity, connect: Connect, refusal: grpc.StatusCode
 ) -> None:
-    fake.refuses_watchers = True
+    fake.refuses_watchers, fake.refusal = True, refusal
     async with asyncio.timeout(10):
         with pytest.raises(StartError):
             async with connect(fake, other, start_timeout_seconds=0.5):
@@ -223,8 +225,10 @@ async def test_a_successor_that_begins_with_a_snapshot_takes_over_with_it(
         fake.revoke(an_entry(clock), an_entry(clock))
         await equal(identity, fake)
         fake.resumes_streams = False
+        fake.admits_watchers.clear()
         clock.advance(0.8 * fake.token_lifetime_seconds)
         await until(lambda: metrics.snapshots == [0, 2])
+        fake.admits_watchers.set()
         await until(lambda: identity.trust.staleness() == 0)
         assert (metrics.renewals, metrics.ends) == (1, [])
 
@@ -238,6 +242,21 @@ async def test_leaving_ends_a_successor_that_is_on_its_way(
         await until(lambda: fake.stream_count == 2)
     fake.admits_watchers.set()
     await until(lambda: fake.stream_count == 0)
+
+
+async def test_a_stream_that_breaks_off_takes_the_successor_with_it_that_was_on_its_way(
+    fake: FakeIdentity, connect: Connect, clock: FixedClock
+) -> None:
+    async with connect(fake) as identity:
+        fake.admits_watchers.clear()
+        clock.advance(0.8 * fake.token_lifetime_seconds)
+        await until(lambda: fake.stream_count == 2)
+        fake.cut_oldest()
+        await until(lambda: len(fake.resumes) == 3)
+        fake.admits_watchers.set()
+        await until(lambda: fake.stream_count == 1)
+        fake.revoke(an_entry(clock))
+        await equal(identity, fake)
 
 
 async def test_a_stream_is_succeeded_before_its_connection_is_closed_for_its_age(
