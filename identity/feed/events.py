@@ -18,9 +18,9 @@ Change = tuple[int, Entry]
 """A version and what it added."""
 
 
-def snapshot_start(epoch: str, version: int, entry_count: int) -> bytes:
+def snapshot_start(epoch: str, version: int, entry_count: int, digest: str) -> bytes:
     """A snapshot follows."""
-    start = trust_pb2.SnapshotStart(epoch=epoch, version=version, entry_count=entry_count)
+    start = trust_pb2.SnapshotStart(epoch=epoch, version=version, entry_count=entry_count, digest=digest)
     return trust_pb2.WatchTrustResponse(snapshot_start=start).SerializeToString()
 
 

@@ -123,6 +123,8 @@ class Hub:
         for batch in batches:
             self.state.add_snapshot(batch)
             await asyncio.sleep(0)  # a million entries take a second: in between, others have their turn
+        if self.state.is_arriving:
+            self.state.swap()
         self._recent.start(version)
         self._cut_streams()
         self._note_read(read_time)

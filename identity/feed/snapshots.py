@@ -58,9 +58,9 @@ class Snapshots:
     async def _build(self) -> Snapshot:
         # All of this is of one moment: the batches are those of now, whatever changes while they are packed.
         state, time = self._state, self._clock.monotonic()
-        epoch, version, entry_count = state.epoch, state.version, state.entry_count()
+        epoch, version, (entry_count, digest) = state.epoch, state.version, state.digest()
         batches = state.batches(events.PART_ENTRIES)
-        built = [events.snapshot_start(epoch, version, entry_count)]
+        built = [events.snapshot_start(epoch, version, entry_count, digest)]
         for batch in batches:
             built.append(events.snapshot_part(batch))
             await asyncio.sleep(0)

@@ -162,7 +162,10 @@ class FakeIdentity(
         if not self.sends_snapshots or (is_held and self.resumes_streams):
             return []
         entries = list(self.state.entries())
-        start = trust_pb2.SnapshotStart(epoch=self.state.epoch, version=self.state.version, entry_count=len(entries))
+        count, digest = self.state.digest()
+        start = trust_pb2.SnapshotStart(
+            epoch=self.state.epoch, version=self.state.version, entry_count=count, digest=digest
+        )
         opening = [trust_pb2.WatchTrustResponse(snapshot_start=start)]
         if entries:
             opening.append(trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)))

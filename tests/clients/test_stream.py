@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -227,10 +228,21 @@ async def test_a_successor_that_begins_with_a_snapshot_takes_over_with_it(
         fake.resumes_streams = False
         fake.admits_watchers.clear()
         clock.advance(0.8 * fake.token_lifetime_seconds)
-        await until(lambda: metrics.snapshots == [0, 2])
+        await until(lambda: metrics.renewals == 1)
         fake.admits_watchers.set()
+        await until(lambda: metrics.snapshots == [0, 2])
         await until(lambda: identity.trust.staleness() == 0)
         assert (metrics.renewals, metrics.ends) == (1, [])
+
+
+async def test_a_snapshot_that_the_old_stream_was_bringing_is_dropped_when_another_takes_over(
+    fake: FakeIdentity, connect: Connect
+) -> None:
+    async with connect(fake) as identity:
+        identity.trust.begin_snapshot("epoch-1", 99, 5)
+        successor = Mock(unapplied=[])
+        assert identity._stream._hand_over(Mock(), successor) is successor
+        assert not identity.trust.is_arriving
 
 
 async def test_leaving_ends_a_successor_that_is_on_its_way(

@@ -120,7 +120,7 @@ def test_the_set_is_a_dictionary_whatever_is_added_expired_and_copied(
                 model.add(entries)
             case "expire", int(through):
                 model.expire(through)
-                held.expire(model.through)
+                held.expire(through)
             case "copy", int(size):
                 held = copied(held, size, model.through, chance)
         check_equal(held, model)

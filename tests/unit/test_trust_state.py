@@ -44,6 +44,14 @@ def beat(state: TrustState, **changes: object) -> None:
     state.heartbeat(**(values | changes))  # type: ignore[arg-type]
 
 
+def digest_of(*entries: Entry) -> dict[str, object]:
+    """What a sender's heartbeat says that holds *entries*."""
+    held = Revocations()
+    held.add(entries)
+    count, digest = held.digest()
+    return {"entry_count": count, "digest": digest}
+
+
 def test_nothing_is_ready_before_keys_snapshot_and_a_sign_of_freshness(clock: FixedClock, issuer: Issuer) -> None:
     state = TrustState(clock)
     assert state.staleness() == math.inf
@@ -56,17 +64,104 @@ def test_nothing_is_ready_before_keys_snapshot_and_a_sign_of_freshness(clock: Fi
     assert state.staleness() == 0
 
 
-def test_what_was_held_stays_in_force_until_a_snapshot_is_whole(state: TrustState, issuer: Issuer) -> None:
+def test_what_was_held_stays_in_force_until_a_snapshot_is_whole_and_a_heartbeat_agrees(
+    state: TrustState, issuer: Issuer
+) -> None:
     claims = issuer.claims()
     state.apply(11, 11, [Entry(EntryKind.GRANT, claims.grant_id, LATER)])
     state.begin_snapshot("e2", 5, 2)
+    for number in (1, 2):
+        state.add_snapshot([token_entry(number)])
+        assert (state.epoch, state.version) == ("e1", 11)
+        with pytest.raises(TokenRevoked):
+            state.check(claims)
+    before = state.revision
+    beat(state, epoch="e2", version=5, **digest_of(token_entry(1), token_entry(2)))
+    assert (state.epoch, state.version, state.staleness()) == ("e2", 5, 0)
+    assert state.revision > before
+    state.check(claims)
+
+
+def test_a_snapshot_older_than_what_is_held_revives_nothing_while_changes_complete_it(
+    state: TrustState, issuer: Issuer
+) -> None:
+    claims = issuer.claims()
+    revoked = Entry(EntryKind.GRANT, claims.grant_id, LATER)
+    state.apply(11, 11, [revoked])
+    state.begin_snapshot("e1", 9, 1)
     state.add_snapshot([token_entry(1)])
+    state.apply(10, 12, [token_entry(2), revoked, token_entry(3)])
+    assert state.version == 11
+    with pytest.raises(TokenRevoked):
+        state.check(claims)
+    beat(state, version=12, **digest_of(*(token_entry(number) for number in (1, 2, 3)), revoked))
+    assert (state.version, state.entry_count()) == (12, 4)
+    with pytest.raises(TokenRevoked):
+        state.check(claims)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"version": 13}, TrustGap), ({"epoch": "e2"}, TrustGap), ({"digest": "ab" * 24}, TrustDiverged)],
+)
+def test_a_snapshot_that_no_heartbeat_agrees_with_never_comes_into_force(
+    state: TrustState, clock: FixedClock, changes: dict[str, object], error: type[Exception]
+) -> None:
+    clock.advance(5)
+    state.begin_snapshot("e1", 12, 1)
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(error):
+        beat(state, **({"version": 12} | digest_of(token_entry(1)) | changes))
+    assert (state.version, state.entry_count(), state.staleness()) == (10, 0, 5)
+    assert not state.is_arriving
+    beat(state)
+    assert state.staleness() == 0
+
+
+def test_what_has_expired_since_a_snapshot_was_built_is_not_missed(state: TrustState) -> None:
+    state.begin_snapshot("e1", 12, 2)
+    state.add_snapshot([token_entry(1, 500), token_entry(2)])
+    beat(state, version=12, expired_through=600, **digest_of(token_entry(2)))
+    assert (state.version, state.entry_count(), state.expired_through) == (12, 1, 600)
+
+
+def test_a_snapshot_whose_stream_has_ended_is_dropped(state: TrustState) -> None:
+    state.begin_snapshot("e1", 12, 2)
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(TrustGap):
+        state.swap()
+    state.drop_snapshot()
+    state.apply(11, 11, [token_entry(2)])
+    assert state.version == 11
+
+
+def test_a_sender_with_a_clock_of_its_own_puts_no_snapshot_into_force(state: TrustState, clock: FixedClock) -> None:
+    state.begin_snapshot("e1", 12, 1)
+    state.add_snapshot([token_entry(1)])
+    later = clock.now() + 10_000
+    beat(state, version=12, server_time=later, expired_through=int(later), entry_count=0, digest="00" * 24)
+    assert (state.version, state.is_arriving) == (10, True)
+
+
+def test_a_snapshot_that_is_not_what_was_announced_does_not_come_into_force(state: TrustState, issuer: Issuer) -> None:
+    claims = issuer.claims()
+    revoked = Entry(EntryKind.GRANT, claims.grant_id, LATER)
+    state.apply(11, 11, [revoked])
+    announced = Revocations()
+    announced.add([revoked, token_entry(1), token_entry(2)])
+    state.begin_snapshot("e2", 5, *announced.digest())
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(TrustDiverged):
+        state.add_snapshot([token_entry(1), token_entry(2)])  # one twice, so that the count is right
+    with pytest.raises(TrustDiverged):
+        state.begin_snapshot("e2", 5, 0, announced.digest()[1])
     assert (state.epoch, state.version) == ("e1", 11)
     with pytest.raises(TokenRevoked):
         state.check(claims)
-    state.add_snapshot([token_entry(2)])
+    state.begin_snapshot("e2", 5, *announced.digest())
+    state.add_snapshot([token_entry(1), token_entry(2), revoked])
+    state.swap()
     assert (state.epoch, state.version) == ("e2", 5)
-    state.check(claims)
 
 
 def test_more_entries_than_announced_are_a_gap(state: TrustState) -> None:

@@ -122,6 +122,7 @@ def test_no_one_sees_a_snapshot_half(state: TrustState, issuer: Issuer) -> None:
             state.begin_snapshot(f"e{number}", 2, len(entries))
             for entry in entries:
                 state.add_snapshot(Batch.of([entry]))
+            state.swap()
 
     def read() -> None:
         assert is_refused(lambda: state.check(first))

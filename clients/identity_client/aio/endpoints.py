@@ -22,7 +22,7 @@ T = TypeVar("T")
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # the stream has its own back-off; the default would wait minutes
+    ("grpc.max_reconnect_backoff_ms", 500),  # the stream has its own back-off; the default would wait minutes
     ("grpc.enable_http_proxy", 0),  # a proxy out of the environment would read plain text meant for loopback
 )
 _NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})

@@ -26,7 +26,7 @@ SILENCE_SECONDS = 3.0
 ALARMING_SKEW_SECONDS = 30.0
 
 _FIRST_DELAY_SECONDS = 0.1
-_LONGEST_DELAY_SECONDS = 5.0
+_LONGEST_DELAY_SECONDS = 1.0  # with that of the channel, normal again two seconds after the service is back
 _SOUND_SECONDS = 1.0  # a stream that lasted so long was no failure
 _DIVERGED_SNAPSHOT_SECONDS = 60.0
 _LOG_SECONDS = 60.0
@@ -81,7 +81,7 @@ class TrustStream:
     """Applies WatchTrust to *trust*, for ever. Runs on one event loop, whichever that is.
 
     A cut stream is resumed from the held epoch and version, at the next endpoint if there is one; an attempt at each
-    is immediate, later ones wait with exponential back-off and full jitter, 0.1 to 5 s. After a gap a whole snapshot
+    is immediate, later ones wait with exponential back-off and full jitter, 0.1 to 1 s. After a gap a whole snapshot
     is asked for; after a digest that differs too, but at most once a minute: meanwhile the heartbeats do not count, so
     that the state grows stale and the guard closes rather than judges by it. A stream is taken for dead after
     SILENCE_SECONDS without a message.
@@ -105,6 +105,7 @@ class TrustStream:
         self._clock = clock
         self._metrics = metrics or TrustMetrics()
         self._needs_snapshot = False
+        self._is_snapshot_new = False
         self._diverged_at = float("-inf")
         self._next_successor_at = float("-inf")
         self._logged_at = float("-inf")
@@ -130,6 +131,7 @@ class TrustStream:
         """Follows a stream and its successors until one breaks off. Answers why."""
         try:
             stream = self._open(await self._tokens.get())
+            self._trust.drop_snapshot()
             await self._read(stream)
         except (IdentityError, Silence, TrustGap) as error:
             self._needs_snapshot |= isinstance(error, TrustGap)
@@ -218,6 +220,7 @@ class TrustStream:
         if successor is None:
             return stream
         stream.close()
+        self._trust.drop_snapshot()
         for message in successor.unapplied:
             self._apply(message, successor.transit)
         self._metrics.stream_renewed()
@@ -226,7 +229,7 @@ class TrustStream:
     # -- messages ----------------------------------------------------------------------------------------------
 
     def _apply(self, message: pb.WatchTrustResponse, transit: wire.Transit) -> None:
-        before = self._trust.revision, self._trust.version
+        before = self._trust.version
         try:
             wire.apply_event(self._trust, message, transit)
         except TrustDiverged:
@@ -240,10 +243,13 @@ class TrustStream:
             case "heartbeat":
                 self._needs_snapshot = False
                 self._watch_clocks()
+                if self._is_snapshot_new and not self._trust.is_arriving:
+                    self._is_snapshot_new = False
+                    self._metrics.snapshot_applied(self._trust.entry_count())
+            case "snapshot_start":
+                self._is_snapshot_new = True
             case "changes":
-                self._metrics.changes_applied(self._trust.version - before[1])
-            case "snapshot_start" | "snapshot_part" if self._trust.revision != before[0]:
-                self._metrics.snapshot_applied(self._trust.entry_count())
+                self._metrics.changes_applied(self._trust.version - before)
         if self._trust.is_ready:
             self.ready.set()
 

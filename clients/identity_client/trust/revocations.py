@@ -28,6 +28,7 @@ class Revocations:
     def __init__(self) -> None:
         self._packed = {kind: PackedIds() for kind in PACKED_KINDS}
         self._named = NamedEntries()
+        self._through = 0
 
     def __len__(self) -> int:
         return sum(packed.folds.count for packed in self._packed.values()) + self._named.folds.count
@@ -58,7 +59,10 @@ class Revocations:
         return held.minimum if held is not None else 0
 
     def expire(self, through: int) -> None:
-        """Forget what expires at or before *through* (Unix seconds), which never moves back."""
+        """Forget what expires at or before *through* (Unix seconds); an earlier time than the last is ignored."""
+        if through <= self._through:
+            return
+        self._through = through
         for packed in self._packed.values():
             packed.expire(through)
         self._named.expire(through)

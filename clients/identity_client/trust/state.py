@@ -75,6 +75,11 @@ class TrustState:
         """Every live revocation."""
         return iter(self._held or ())
 
+    @property
+    def is_arriving(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return self._arriving is not None
+
     def entry_count(self) -> int:
         """How many revocations are live."""
         return len(self._held or ())
@@ -117,30 +122,54 @@ class TrustState:
             self.issuer, self._keys = issuer, by_name
             self.revision += 1
 
-    def begin_snapshot(self, epoch: str, version: int, count: int) -> None:
-        """A snapshot of *count* entries follows. What is held stays in force until the last of them is here."""
-        self._arriving = _Snapshot(epoch, version, count)
-        self._swap_when_whole(self._arriving)
+    def begin_snapshot(self, epoch: str, version: int, count: int, digest: str = "") -> None:
+        """A snapshot of *count* entries follows; what it had begun before is dropped.
+
+        It may be older than what is held, and is completed by changes. So what is held stays in force until all the
+        entries are here, have the *digest* that was announced, if one was, and a heartbeat agrees (or `swap` is
+        called); only where nothing is held it comes into force when it is whole. Raises TrustDiverged.
+        """
+        self._arriving = _Snapshot(epoch, version, count, digest)
+        self._take_in(Batch())
 
     def add_snapshot(self, entries: Iterable[Entry]) -> None:
-        """A part of it. Raises TrustGap: more came than was announced, or nothing was announced."""
+        """A part of it. Raises TrustGap: more came than was announced, or nothing was announced; TrustDiverged: it is
+        whole, and not what was announced."""
         part = Batch.of(entries)
-        if not part:
-            return
-        if self._arriving is None or len(part) > self._arriving.missing:
-            raise TrustGap("more entries came than a snapshot announced")
-        self._arriving.add(part)
-        self._swap_when_whole(self._arriving)
+        if part:
+            self._take_in(part)
+
+    def swap(self) -> None:
+        """Put a whole snapshot into force: whoever calls this knows that it is all there is."""
+        snapshot = self._arriving
+        if snapshot is None or snapshot.missing:
+            raise TrustGap("no whole snapshot has arrived")
+        snapshot.revocations.expire(self.expired_through)
+        self._held = snapshot.revocations
+        self.epoch, self.version = snapshot.epoch, snapshot.version
+        self._arriving = None
+        self.revision += 1
+
+    def drop_snapshot(self) -> None:
+        """Forget a snapshot on its way: the stream that brought it has ended."""
+        self._arriving = None
 
     def apply(self, first: int, last: int, entries: Iterable[Entry]) -> None:
         """The changes of the versions *first* to *last*; those that are held already are no harm.
 
         Raises TrustGap: one before *first* is missing.
         """
-        if self._held is None or self._arriving is not None or first > self.version + 1 or last < first:
-            raise TrustGap(f"changes {first}-{last} do not follow version {self.version}")
-        if last > self.version:
-            self._held.add(entries)
+        arriving = self._arriving
+        version = arriving.version if arriving is not None else self.version
+        held = arriving.revocations if arriving is not None else self._held
+        if held is None or (arriving is not None and arriving.missing) or first > version + 1 or last < first:
+            raise TrustGap(f"changes {first}-{last} do not follow version {version}")
+        if last <= version:
+            return
+        held.add(entries)
+        if arriving is not None:
+            arriving.version = last
+        else:
             self.version = last
             self.revision += 1
 
@@ -170,11 +199,13 @@ class TrustState:
         Only a heartbeat that agrees makes the state fresh, and none does while the clocks (*server_time* in Unix
         seconds, and ours) are further apart than LONGEST_SKEW_SECONDS.
         """
-        if self._held is None or self._arriving is not None or (epoch, version) != (self.epoch, self.version):
-            raise TrustGap(f"the sender is at version {version}, we are at {self.version}")
         self.clock_skew_seconds = server_time - self._clock.now()
         if abs(self.clock_skew_seconds) > LONGEST_SKEW_SECONDS:
             return
+        if self._arriving is not None:
+            self._prove(self._arriving, epoch, version, expired_through, entry_count, digest)
+        if self._held is None or (epoch, version) != (self.epoch, self.version):
+            raise TrustGap(f"the sender is at version {version}, we are at {self.version}")
         self.expire(expired_through)
         # A sender whose clock is behind the last one's still counts entries that are forgotten here.
         if expired_through == self.expired_through and self.digest() != (entry_count, digest):
@@ -185,23 +216,41 @@ class TrustState:
         """What is held was all there was *data_age_seconds* ago."""
         self._fresh_at = max(self._fresh_at, self._clock.monotonic() - data_age_seconds)
 
-    def _swap_when_whole(self, snapshot: _Snapshot) -> None:
+    def _take_in(self, part: Batch) -> None:
+        snapshot = self._arriving
+        if snapshot is None or len(part) > snapshot.missing:
+            raise TrustGap("more entries came than a snapshot announced")
+        snapshot.add(part)
         if snapshot.missing:
             return
-        snapshot.revocations.expire(self.expired_through)
-        self._held = snapshot.revocations
-        self.epoch, self.version = snapshot.epoch, snapshot.version
+        if snapshot.digest and snapshot.revocations.digest()[1] != snapshot.digest:
+            self._arriving = None
+            raise TrustDiverged(f"the snapshot of version {snapshot.version} has another digest than announced")
+        if self._held is None:
+            self.swap()
+
+    def _prove(
+        self, snapshot: _Snapshot, epoch: str, version: int, expired_through: int, entry_count: int, digest: str
+    ) -> None:
+        """Put *snapshot* into force if the sender holds the same."""
         self._arriving = None
-        self.revision += 1
+        if snapshot.missing or (epoch, version) != (snapshot.epoch, snapshot.version):
+            raise TrustGap(f"the sender is at version {version}, its snapshot at {snapshot.version}")
+        snapshot.revocations.expire(expired_through)
+        if snapshot.revocations.digest() != (entry_count, digest):
+            raise TrustDiverged(f"at version {version} the snapshot has another digest")
+        self._arriving = snapshot
+        self.swap()
 
 
 class _Snapshot:
     """A snapshot on its way in."""
 
-    def __init__(self, epoch: str, version: int, count: int) -> None:
+    def __init__(self, epoch: str, version: int, count: int, digest: str) -> None:
         self.epoch = epoch
         self.version = version
         self.missing = count
+        self.digest = digest
         self.revocations = Revocations()
 
     def add(self, part: Batch) -> None:

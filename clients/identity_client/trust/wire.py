@@ -101,7 +101,7 @@ def apply_event(state: TrustState, message: pb.WatchTrustResponse, transit: Tran
             state.set_keys(*keys_from_message(message.keys))
         case "snapshot_start":
             start = message.snapshot_start
-            state.begin_snapshot(start.epoch, start.version, start.entry_count)
+            state.begin_snapshot(start.epoch, start.version, start.entry_count, start.digest)
         case "snapshot_part":
             state.add_snapshot(unpack(message.snapshot_part))
         case "changes":
