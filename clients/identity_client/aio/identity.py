@@ -6,9 +6,10 @@ import asyncio
 import contextvars
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -24,11 +25,15 @@ from identity_client.access.hooks import Hooks
 from identity_client.access.options import MethodOptions, OnStale
 from identity_client.access.rules import Rule
 from identity_client.access.setup import DEFAULT_GROUP, make_judge
+from identity_client.aio import logins
+from identity_client.aio.behalf import Exchanges, FindCaller
+from identity_client.aio.channel import FindSource, interceptors
 from identity_client.aio.environment import Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.introspection import Introspections
+from identity_client.aio.logins import Wish
 from identity_client.aio.stream import TrustStream
-from identity_client.aio.token_source import TokenSource
+from identity_client.aio.token_source import IDENTITY_AUDIENCE, TokenSource
 from identity_client.clock import Clock, SystemClock
 from identity_client.errors import (
     DependencyDown,
@@ -47,7 +52,7 @@ from identity_client.trust.state import TrustState
 
 _KEY_FETCH_SECONDS = 5.0
 _CALL_SECONDS = 5.0
-_CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1_000),  # the stream has its own back-off; the default would wait minutes
@@ -81,6 +86,7 @@ class Identity:
         self.trust = TrustState(self._clock)
         self._keys_fetched_at = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sources: set[TokenSource] = set()
         self._process = Process("Identity")
         self.introspections = Introspections(self._look, trust=self.trust, clock=self._clock)
 
@@ -95,12 +101,8 @@ class Identity:
         self._channel = _open_channel(self._connection)
         self._trust_stub = TrustServiceStub(self._channel)
         self._token_stub = TokenServiceStub(self._channel)
-        self._tokens = TokenSource(
-            AuthenticationServiceStub(self._channel),
-            client_id=self._connection.client_id,
-            client_secret=self._connection.client_secret,
-            clock=self._clock,
-        )
+        self._authentication = AuthenticationServiceStub(self._channel)
+        self._tokens = self.token_source(IDENTITY_AUDIENCE)
         self._stream = TrustStream(self._trust_stub, trust=self.trust, tokens=self._tokens, clock=self._clock)
         try:
             await self._start()
@@ -163,6 +165,51 @@ class Identity:
             hooks=hooks,
         )
 
+    def token_source(self, audience: str, scopes: Collection[str] = ()) -> TokenSource:
+        """Our own access token for *audience*, always at hand."""
+        name, secret = self._connection.client_id, self._connection.client_secret
+        obtain = logins.by_client_secret(self._authentication, name, secret, Wish(audience, tuple(scopes)))
+        source = TokenSource(obtain, name=f"{name} for {audience}", clock=self._clock)
+        self._sources.add(source)
+        return source
+
+    def channel(
+        self,
+        target: str,
+        *,
+        audience: str,
+        scopes: Collection[str] = (),
+        on_behalf_of: FindCaller | None = None,
+        options: Collection[tuple[str, Any]] = (),
+    ) -> grpc.aio.Channel:
+        """A channel to the service *audience* at *target*, whose calls carry a token and renew it by themselves.
+
+        By default we call as ourselves. With *on_behalf_of* (`current_principal`) each call is made for that caller:
+        the token that we received is exchanged for one for *audience*, with no more than *scopes*, and our account
+        stands in it as the actor; our account needs the scope identity.exchange. TLS as to the identity service.
+        Calls raise IdentityError where no token can be had, NoPrincipal where there is nobody to act for.
+        """
+        self._process.check()
+        chain = interceptors(self._find_source(audience, tuple(scopes), on_behalf_of), audience)
+        return _open_channel(replace(self._connection, address=target), chain, options)
+
+    def exchanges(self, audience: str, scopes: Collection[str] = ()) -> Exchanges:
+        """Tokens that we received, exchanged for ones for *audience*."""
+
+        def open_source(raw_token: str) -> TokenSource:
+            wish = Wish(audience, tuple(scopes))
+            obtain = logins.by_exchange(self._token_stub, raw_token, self._tokens, wish)
+            return TokenSource(obtain, name=f"a caller for {audience}", clock=self._clock)
+
+        return Exchanges(open_source)
+
+    def _find_source(self, audience: str, scopes: tuple[str, ...], on_behalf_of: FindCaller | None) -> FindSource:
+        if on_behalf_of is None:
+            source = self.token_source(audience, scopes)
+            return lambda: source
+        exchanges = self.exchanges(audience, scopes)
+        return lambda: exchanges.source(on_behalf_of().raw_token)
+
     async def confirm(self, principal: Principal) -> None:
         """Asks the service's database whether the grant behind *principal* is live. Raises: TokenRevoked,
         TokenOutdated, DependencyDown (no answer)."""
@@ -206,6 +253,8 @@ class Identity:
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        for source in self._sources:
+            await source.close()
         await self.introspections.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
@@ -257,11 +306,16 @@ class Identity:
         task.add_done_callback(self._tasks.discard)
 
 
-def _open_channel(connection: Connection) -> grpc.aio.Channel:
+def _open_channel(
+    connection: Connection,
+    chain: Sequence[grpc.aio.ClientInterceptor] = (),
+    options: Collection[tuple[str, Any]] = (),
+) -> grpc.aio.Channel:
+    options = (*CHANNEL_OPTIONS, *options)
     if connection.ca_certificates is None:
-        return grpc.aio.insecure_channel(connection.address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(connection.address, options=options, interceptors=chain)
     credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)
-    return grpc.aio.secure_channel(connection.address, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(connection.address, credentials, options=options, interceptors=chain)
 
 
 def _introspected(response: token_pb2.IntrospectResponse, issuer: str) -> Claims:
