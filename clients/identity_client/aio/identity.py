@@ -32,6 +32,7 @@ from identity_client.aio.environment import Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.introspection import Introspections
 from identity_client.aio.logins import Wish
+from identity_client.aio.reloading import ReloadingChannel
 from identity_client.aio.stream import TrustStream
 from identity_client.aio.token_source import IDENTITY_AUDIENCE, TokenSource
 from identity_client.clock import Clock, SystemClock
@@ -45,6 +46,7 @@ from identity_client.errors import (
     TokenRevoked,
 )
 from identity_client.principal import Principal
+from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.opaque import Kind
 from identity_client.trust import wire
@@ -180,18 +182,25 @@ class Identity:
         audience: str,
         scopes: Collection[str] = (),
         on_behalf_of: FindCaller | None = None,
+        tls: TlsFiles | None = None,
         options: Collection[tuple[str, Any]] = (),
     ) -> grpc.aio.Channel:
         """A channel to the service *audience* at *target*, whose calls carry a token and renew it by themselves.
 
         By default we call as ourselves. With *on_behalf_of* (`current_principal`) each call is made for that caller:
         the token that we received is exchanged for one for *audience*, with no more than *scopes*, and our account
-        stands in it as the actor; our account needs the scope identity.exchange. TLS as to the identity service.
+        stands in it as the actor; our account needs the scope identity.exchange. TLS as to the identity service, or by
+        the files *tls*, which are read again when they change.
         Calls raise IdentityError where no token can be had, NoPrincipal where there is nobody to act for.
         """
         self._process.check()
         chain = interceptors(self._find_source(audience, tuple(scopes), on_behalf_of), audience)
-        return _open_channel(replace(self._connection, address=target), chain, options)
+        options = (*CHANNEL_OPTIONS, *options)
+        if tls is None:
+            return _open_channel(replace(self._connection, address=target), chain, options)
+        return ReloadingChannel(
+            tls, lambda credentials: grpc.aio.secure_channel(target, credentials, options=options, interceptors=chain)
+        )
 
     def exchanges(self, audience: str, scopes: Collection[str] = ()) -> Exchanges:
         """Tokens that we received, exchanged for ones for *audience*."""
@@ -309,9 +318,8 @@ class Identity:
 def _open_channel(
     connection: Connection,
     chain: Sequence[grpc.aio.ClientInterceptor] = (),
-    options: Collection[tuple[str, Any]] = (),
+    options: Sequence[tuple[str, Any]] = CHANNEL_OPTIONS,
 ) -> grpc.aio.Channel:
-    options = (*CHANNEL_OPTIONS, *options)
     if connection.ca_certificates is None:
         return grpc.aio.insecure_channel(connection.address, options=options, interceptors=chain)
     credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)

@@ -32,6 +32,8 @@ from identity_client.errors import DependencyDown
 from identity_client.principal import Principal
 from identity_client.sync.channel import FindSource, Interceptor
 from identity_client.sync.guard import Guard
+from identity_client.sync.reloading import ReloadingChannel
+from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
 from identity_client.trust.state import TrustState
 
@@ -136,14 +138,14 @@ class Identity:
         audience: str,
         scopes: Collection[str] = (),
         on_behalf_of: FindCaller | None = None,
+        tls: TlsFiles | None = None,
         options: Collection[tuple[str, Any]] = (),
     ) -> grpc.Channel:
         """A channel of grpc to the service *audience*. The parameters are those of `aio.Identity.channel`."""
         self._process.check()
         find_source = self._find_source(audience, tuple(scopes), on_behalf_of)
-        return grpc.intercept_channel(
-            open_channel(replace(self._connection, address=target), options), Interceptor(find_source, audience)
-        )
+        channel = _open_channel(replace(self._connection, address=target), tls, [*CHANNEL_OPTIONS, *options])
+        return grpc.intercept_channel(channel, Interceptor(find_source, audience))
 
     def _find_source(self, audience: str, scopes: tuple[str, ...], on_behalf_of: FindCaller | None) -> FindSource:
         if on_behalf_of is None:
@@ -205,12 +207,15 @@ class _Source:
         self._source.discard(token)
 
 
-def open_channel(connection: Connection, options: Collection[tuple[str, Any]]) -> grpc.Channel:
-    """A channel of grpc, with TLS where the connection has it."""
+def _open_channel(connection: Connection, tls: TlsFiles | None, options: list[tuple[str, Any]]) -> grpc.Channel:
+    if tls is not None:
+        return ReloadingChannel(
+            tls, lambda credentials: grpc.secure_channel(connection.address, credentials, options=options)
+        )
     if connection.ca_certificates is None:
-        return grpc.insecure_channel(connection.address, options=[*CHANNEL_OPTIONS, *options])
+        return grpc.insecure_channel(connection.address, options=options)
     credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)
-    return grpc.secure_channel(connection.address, credentials, options=[*CHANNEL_OPTIONS, *options])
+    return grpc.secure_channel(connection.address, credentials, options=options)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
