@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 from .config import ConfigurationError, Settings
 
@@ -69,10 +69,16 @@ class ClientAuthorityFile:
 
 
 def _policy(authorities: list[x509.Certificate], now: datetime.datetime) -> PolicyBuilder:
-    # Which names a certificate bears is ours to judge; what is asked here is who signed it.
-    anything = ExtensionPolicy.permit_all()
+    # Which names a certificate bears is ours to judge, and TLS has judged the chain; what is asked here is who vouches
+    # for it today. Private authorities rarely keep to the rules of the public web: only what makes one is demanded.
+    issuing = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
     builder = PolicyBuilder().store(Store(authorities)).time(now)
-    return builder.extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=anything)
+    return builder.extension_policies(ca_policy=issuing, ee_policy=ExtensionPolicy.permit_all())
+
+
+def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("the certificate is no authority's")
 
 
 def _check_pair(certificate: bytes, key: bytes) -> None:
