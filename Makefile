@@ -12,6 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 GENERATOR := .generator/bin
 GENERATOR_READY := .generator/.ready
+EXAMPLES := orders billing stock
 PACKAGES := identity clients tests
 
 # .ci/run puts grpcurl here; what lies here is used.
@@ -66,7 +67,8 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p tests
-	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/server.py clients/examples/orders/client.py
+	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/*.py clients/examples/billing/*.py \
+	  clients/examples/stock/*.py
 
 layers: $(READY)
 	@$(BIN)/lint-imports
@@ -78,7 +80,7 @@ protos-fresh: $(GENERATOR_READY)
 	@rm -rf .generator/out && mkdir -p .generator/out/examples
 	@$(call generate,.generator/out,.generator/out/examples)
 	@for new in $$(cd .generator/out && find identity -type f); do cmp .generator/out/$$new $$new || exit 1; done
-	@for new in $$(cd .generator/out/examples && find orders -type f); do \
+	@for new in $$(cd .generator/out/examples && find . -type f); do \
 	  cmp .generator/out/examples/$$new clients/examples/$$new || exit 1; done
 
 breaking: $(READY)
@@ -110,7 +112,9 @@ $(GENERATOR_READY): Makefile
 define generate
 PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos \
   --python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) protos/identity/v1/*.proto && \
-PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos -I clients/examples/orders/protos \
-  --python_out=$(2) --mypy_out=quiet:$(2) --grpc_python_out=$(2) --mypy_grpc_out=quiet:$(2) \
-  clients/examples/orders/protos/orders/v1/*.proto
+for name in $(EXAMPLES); do \
+  PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos -I clients/examples/$$name/protos \
+    --python_out=$(2) --mypy_out=quiet:$(2) --grpc_python_out=$(2) --mypy_grpc_out=quiet:$(2) \
+    clients/examples/$$name/protos/$$name/v1/*.proto || exit 1; \
+done
 endef

@@ -102,7 +102,7 @@ Index(
 used_assertions = Table(
     "used_assertions",
     metadata,
-    Column("grant_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),  # the key's thumbprint: a key that is registered anew remembers
     Column("assertion_hash", LargeBinary, primary_key=True),  # SHA-256 of the claim jti
     Column("expire_time", BigInteger, nullable=False),  # from then on the assertion is refused as expired
     Index("used_assertions_by_expiry", "expire_time"),

@@ -57,6 +57,6 @@ def _remove_revocations(connection: Connection, limit: int, moment: Moment) -> N
 
 
 def _remove_assertions(connection: Connection, limit: int, moment: Moment) -> None:
-    key = (used_assertions.c.grant_id, used_assertions.c.assertion_hash)
+    key = (used_assertions.c.key_id, used_assertions.c.assertion_hash)
     expired = select(*key).where(used_assertions.c.expire_time <= moment.now).limit(limit)
     connection.execute(delete(used_assertions).where(tuple_(*key).in_(expired)))

@@ -26,7 +26,7 @@ def upgrade() -> None:
     _create_roles()
     op.create_table(
         "used_assertions",
-        sa.Column("grant_id", sa.Text, primary_key=True),
+        sa.Column("key_id", sa.Text, primary_key=True),
         sa.Column("assertion_hash", sa.LargeBinary, primary_key=True),
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
