@@ -195,10 +195,13 @@ async def test_an_ipv6_network_of_64_bits_is_one_origin(front_end: FrontEnd) -> 
 
 async def test_a_shared_origin_has_a_larger_allowance(make_settings: MakeSettings, tmp_path: Path) -> None:
     for networks, allowed in (("127.0.0.0/8",), 30), ((), 20):
-        server = Server(
-            make_settings(shared_origins=networks, throttle_origin_failures=20, throttle_shared_origin_failures=30),
-            MovableClock(),
+        settings = make_settings(
+            database=f"sqlite:///{tmp_path / str(allowed)}.db",
+            shared_origins=networks,
+            throttle_origin_failures=20,
+            throttle_shared_origin_failures=30,
         )
+        server = Server(settings, MovableClock())
         api = Api(server, await server.start())
         refusals = [await refusal(api.login(f"{allowed}-{number}", WRONG)) for number in range(40)]
         assert sum(isinstance(error, BadCredentials) for error in refusals) == allowed
