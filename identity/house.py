@@ -16,9 +16,11 @@ from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.exchange import Exchanger
 from .domain.grants import SessionTerms
+from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
+from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
 from .domain.randomness import SystemRandomness
@@ -28,6 +30,7 @@ from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
 from .domain.sessions import SessionKeeper
+from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
 from .feed.hub import Hub
@@ -118,6 +121,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             sessions=stores.sessions,
             feed=hub,
             refusals=refusals,
+            throttle=Throttle(stores.throttle, master.derive("throttle"), _limits(settings)),
             audiences=audiences,
             hasher=hasher,
             minter=minter,
@@ -158,6 +162,20 @@ def _lifetimes(settings: Settings) -> Lifetimes:
 
 def _hash_parameters(settings: Settings) -> HashParameters:
     return HashParameters(settings.hash_memory_kib, settings.hash_iterations, settings.hash_lanes)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        name=Limit(settings.throttle_name_failures, settings.throttle_delay_seconds * 1_000),
+        origin=_hourly(settings.throttle_origin_failures),
+        shared_origin=_hourly(settings.throttle_shared_origin_failures),
+        shared_origins=parse_networks(settings.shared_origins),
+    )
+
+
+def _hourly(failures: int) -> Limit:
+    """So many at once, and so many an hour."""
+    return Limit(failures, 3_600_000 // failures)
 
 
 async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:

@@ -27,6 +27,7 @@ from .grants import (
     Session,
     SessionRecord,
 )
+from .throttle import Attempt, Reservation
 from .values import (
     Account,
     AccountRef,
@@ -227,7 +228,7 @@ class Sweeper(Protocol):
 
     async def sweep(self, after: str, limit: int) -> str:
         """Look at *limit* grants after the id *after*; remove those ended or expired for a day, and at most *limit*
-        expired revocations and assertions. -> the id to go on after, "" at the end.
+        expired revocations, assertions and counters of log-ins. -> the id to go on after, "" at the end.
         """
 
 
@@ -262,3 +263,19 @@ class AuditStore(Protocol):
 
     async def note_refusal(self, action: str, reason: str, name_digest: str, act: Act) -> None:
         """Record a refused attempt: at most one row per name, origin, reason and minute."""
+
+
+class ThrottleStore(Protocol):
+    """Counts failed log-ins, for every replica together; counts survive a restart."""
+
+    async def reserve(self, attempt: Attempt) -> Reservation:
+        """Count a failure in the place's bucket if the place is known, else in the name's, and in the origin's.
+
+        Raises Throttled, and counts nowhere, where one of them is to wait.
+        """
+
+    async def give_back(self, reservation: Reservation) -> None:
+        """Uncount it. What was counted in the same buckets since stays."""
+
+    async def succeeded(self, reservation: Reservation) -> None:
+        """Uncount it, make the place known and empty its bucket."""

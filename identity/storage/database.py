@@ -23,6 +23,7 @@ from identity.storage.sql.roles import SqlRoleStore
 from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
+from identity.storage.sql.throttle import SqlThrottleStore
 from identity.storage.tables import feed_head
 from identity.storage.writer import Writer
 from identity_client.clock import Clock
@@ -54,6 +55,7 @@ class Stores:
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
         self.audit = SqlAuditStore(access, clock)
+        self.throttle = SqlThrottleStore(access)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         """Have *ring* called, on the event loop, whenever this process has committed a revocation."""

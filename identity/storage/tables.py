@@ -156,3 +156,21 @@ audit_events = Table(
     Column("note", Text, nullable=False),
     Column("refusal_key", Text, unique=True),  # one row per name, origin, reason and minute
 )
+
+# Failed log-ins: who is counted is named by keyed hashes alone. Times are Unix milliseconds.
+throttle_buckets = Table(
+    "throttle_buckets",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("drained_ms", BigInteger, nullable=False),  # when all of its failures are forgotten
+    Column("next_ms", BigInteger, nullable=False),  # when the next attempt is due
+    Index("throttle_buckets_by_time", "drained_ms"),
+)
+
+known_places = Table(
+    "known_places",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),  # a name at an origin where its owner logged in lately
+    Column("expire_time", BigInteger, nullable=False),
+    Index("known_places_by_expiry", "expire_time"),
+)

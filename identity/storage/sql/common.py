@@ -32,6 +32,11 @@ class Moment:
         """In whole seconds."""
         return Seconds(int(self.time))
 
+    @property
+    def now_ms(self) -> int:
+        """In whole milliseconds."""
+        return int(self.time * 1000)
+
 
 def join_words(words: tuple[str, ...]) -> str:
     """Names, which have no spaces, as one text."""

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
     op.create_index("used_assertions_by_expiry", "used_assertions", ["expire_time"])
+    _create_throttle()
 
 
 def _change_grants() -> None:
@@ -82,6 +83,22 @@ def _create_roles() -> None:
         for name in text.split()
     }
     op.bulk_insert(roles, [_role(name) for name in sorted(names | _BUILT_IN.keys())])
+
+
+def _create_throttle() -> None:
+    op.create_table(
+        "throttle_buckets",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("drained_ms", sa.BigInteger, nullable=False),
+        sa.Column("next_ms", sa.BigInteger, nullable=False),
+    )
+    op.create_index("throttle_buckets_by_time", "throttle_buckets", ["drained_ms"])
+    op.create_table(
+        "known_places",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("expire_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("known_places_by_expiry", "known_places", ["expire_time"])
 
 
 def _role(name: str) -> dict[str, object]:
