@@ -29,7 +29,7 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be configured. Lifetimes are seconds."""
+    """Everything that can be configured. Lifetimes are seconds. audit_retention_days: 0 keeps the log for ever."""
 
     listen: str = "127.0.0.1:50551"
     issuer: str = "https://identity.localhost"
@@ -55,6 +55,7 @@ class Settings:
     hash_workers: int = max(1, (os.cpu_count() or 2) // 2)
     hash_queue: int = 64
     drain_seconds: int = 10
+    audit_retention_days: int = 400
     log_level: str = "info"
 
     def problems(self) -> list[str]:
@@ -158,6 +159,7 @@ _RANGES = {
     "hash_workers": (1, 256),
     "hash_queue": (0, 10_000),
     "drain_seconds": (0, 600),
+    "audit_retention_days": (0, 36_500),
 }
 
 

@@ -12,6 +12,8 @@ from identity_client.trust.state import TrustState
 
 from .config import Settings
 from .domain.accounts import AccountAdmin
+from .domain.audit import AuditReader
+from .domain.audit_seals import SealKey
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.grants import SessionTerms
@@ -26,11 +28,12 @@ from .domain.refresh_tokens import RefreshTokens
 from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
+from .domain.sealer import Sealer
 from .domain.sessions import SessionKeeper
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
 from .feed.hub import Hub
-from .jobs import Jobs, sweep_job
+from .jobs import Jobs, retention_job, seal_job, sweep_job
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
@@ -38,6 +41,9 @@ from .tls import ClientAuthorityFile
 
 LOCAL_ACT = Act(request_id="", origin="local")
 """What is done on the machine itself, by whoever may read its database."""
+
+AUDIT_SEAL_KEY = "audit-seal"
+"""The label of the key that the audit log is sealed under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class House:
     revoker: Revoker
     introspector: Introspector
     accounts: AccountAdmin
+    audit: AuditReader
 
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
@@ -102,6 +109,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     hasher.prepare_dummy()
     audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
     refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
+    sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
     return House(
         settings=settings,
         stores=stores,
@@ -109,7 +118,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         hub=hub,
         public_keys=await _public_keys(stores.signing_keys),
         verifier=verifier,
-        jobs=Jobs(sweep_job(stores.sweeper)),
+        jobs=Jobs(sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,
@@ -136,11 +145,12 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         credentials=CredentialAdmin(stores.credentials, stores.grants, hub, audiences, randomness, clock),
         roles=RoleAdmin(stores.roles, hub),
         refresher=Refresher(
-            stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock
+            stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock, refusals
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
         introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
         accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
+        audit=AuditReader(stores.audit, stores.accounts),
     )
 
 
@@ -161,7 +171,8 @@ async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock)
     for record in await keys.list_keys():
         if record.state is KeyState.ACTIVE:
             return open_key(record, master)
-    return open_key(await keys.add_active(generate_key(master, Seconds(int(clock.now())))), master)
+    new = generate_key(master, Seconds(int(clock.now())))
+    return open_key(await keys.add_active(new, LOCAL_ACT), master)
 
 
 async def _public_keys(keys: SigningKeyStore) -> list[PublicKey]:

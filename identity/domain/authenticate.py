@@ -95,7 +95,7 @@ class Authenticator:
             await failpoints.reach("login.before_write")
             snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
         except IdentityError as error:
-            raise await self._refusals.noted(error, "session.open", username, act) from None
+            raise await self._refusals.noted(error, "session.open", username, act, record.account_id) from None
         await self._renew_hash(record, password)
         return self._issue(opening, snapshot)
 
@@ -119,7 +119,7 @@ class Authenticator:
             change = PasswordChange(record.account_id, record.credential_version, new_hash)
             snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
         except IdentityError as error:
-            raise await self._refusals.noted(error, "password.change", username, act) from None
+            raise await self._refusals.noted(error, "password.change", username, act, record.account_id) from None
         await self._feed.published(version)
         return self._issue(opening, snapshot)
 
@@ -130,7 +130,7 @@ class Authenticator:
             raise await self._refusals.noted(Rejected(Cause.NAME_UNKNOWN), action, username, act)
         if not matches or not record.is_enabled:
             cause = Cause.ACCOUNT_DISABLED if matches else Cause.PASSWORD_WRONG
-            raise await self._refusals.noted(Rejected(cause), action, username, act)
+            raise await self._refusals.noted(Rejected(cause), action, username, act, record.account_id)
         return record
 
     async def _opening(self, record: PasswordRecord, credential_version: int, wanted: Wanted) -> _Opening:

@@ -16,6 +16,7 @@ from identity.storage.access import Access
 from identity.storage.readers import THREADS, Readers
 from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
+from identity.storage.sql.audit_seals import SqlAuditSealStore
 from identity.storage.sql.credentials import SqlCredentialStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.revocations import SqlRevocationStore
@@ -54,6 +55,7 @@ class Stores:
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
         self.audit = SqlAuditStore(access, clock)
+        self.audit_seals = SqlAuditSealStore(access)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         """Have *ring* called, on the event loop, whenever this process has committed a revocation."""
