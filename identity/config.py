@@ -72,14 +72,19 @@ class Settings:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Settings for production: variables win over the file. Raises ConfigurationError with every problem."""
+    settings, problems = read(path, environ)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def read(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The same, with every problem beside it; what cannot be read has its default."""
     problems: list[str] = []
     values = _from_file(path, problems) | _from_environment(environ, problems)
     problems += [f"{name} must be set" for name in ("issuer", "database", "master_key_file") if name not in values]
     settings = Settings(**values)
-    problems += settings.problems()
-    if problems:
-        raise ConfigurationError(problems)
-    return settings
+    return settings, problems + settings.problems()
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from identity_client.clock import Clock
+from identity_client.errors import RetryLater
 from identity_client.tokens.keys import PublicKey
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.state import TrustState
@@ -13,7 +15,7 @@ from identity_client.trust.state import TrustState
 from .config import Settings
 from .domain.accounts import AccountAdmin
 from .domain.audit import AuditReader
-from .domain.audit_seals import SealKey
+from .domain.audit_seals import ChainBroken, SealKey
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.grants import SessionTerms
@@ -38,6 +40,8 @@ from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
+
+_log = logging.getLogger(__name__)
 
 LOCAL_ACT = Act(request_id="", origin="local")
 """What is done on the machine itself, by whoever may read its database."""
@@ -67,6 +71,7 @@ class House:
     introspector: Introspector
     accounts: AccountAdmin
     audit: AuditReader
+    sealer: Sealer
 
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
@@ -74,11 +79,18 @@ class House:
         self.jobs.start()
 
     async def close(self) -> None:
-        """Stop the background work, the feed, the hash pool and the stores."""
+        """Stop the background work, the feed, the hash pool and the stores; leave no audit event without its seal."""
         await self.jobs.stop()
         await self.hub.stop()
+        await self._seal_rest()
         self.pool.close()
         await self.stores.close()
+
+    async def _seal_rest(self) -> None:
+        try:
+            await self.sealer.seal()
+        except (ChainBroken, RetryLater) as error:
+            _log.error("the end of the audit log is not sealed: %s", error)
 
 
 async def open_house(settings: Settings, clock: Clock) -> House:
@@ -151,6 +163,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
         accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
         audit=AuditReader(stores.audit, stores.accounts),
+        sealer=sealer,
     )
 
 

@@ -53,7 +53,7 @@ class Sealer:
         if not rows:
             return 0
         if head is None:
-            _log.warning("the audit log has no seals: a new chain begins, as it does once in a database's life")
+            _log.info("the audit log has no seals yet: the chain begins, as it does once in a database's life")
         seal = self._key.seal(newest, int(str(rows[-1][0])), rows, int(self._clock.now() * 1000))
         new_head = self._key.head(seal.seal_number, head.removed_through if head else 0)
         was_first = await self._store.add(seal, head, new_head)

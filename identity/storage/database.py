@@ -81,7 +81,7 @@ async def open_stores(url: str, clock: Clock) -> Stores:
 def migrate(engine: Engine) -> None:
     """Bring the schema to REVISION; loads Alembic, which is slow to import, only where there is something to do."""
     with engine.begin() as connection:
-        if _revision(connection) != REVISION:
+        if find_revision(connection) != REVISION:
             from alembic import command
             from alembic.config import Config
 
@@ -93,7 +93,8 @@ def migrate(engine: Engine) -> None:
             connection.execute(insert(feed_head).values(id=1, epoch=secrets.token_hex(8), version=0))
 
 
-def _revision(connection: Connection) -> str | None:
+def find_revision(connection: Connection) -> str | None:
+    """The newest migration that the database has seen, None for an empty one."""
     if not connection.dialect.has_table(connection, "alembic_version"):
         return None
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -38,11 +38,13 @@ class SqlSigningKeyStore:
         return await self._access.write(work)
 
     async def list_keys(self) -> list[SigningKeyRecord]:
-        def work(connection: Connection, _: Moment) -> list[SigningKeyRecord]:
-            rows = connection.execute(select(signing_keys).order_by(signing_keys.c.create_time)).mappings()
-            return [_record(row) for row in rows]
+        return await self._access.read(lambda connection, _: all_keys(connection))
 
-        return await self._access.read(work)
+
+def all_keys(connection: Connection) -> list[SigningKeyRecord]:
+    """Every key, the oldest first."""
+    rows = connection.execute(select(signing_keys).order_by(signing_keys.c.create_time)).mappings()
+    return [_record(row) for row in rows]
 
 
 def _record(row: RowMapping) -> SigningKeyRecord:
