@@ -37,6 +37,7 @@ class Settings:
     throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
     guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
+    audit_retention_days: 0 keeps the log for ever.
     """
 
     listen: str = "127.0.0.1:50551"
@@ -68,6 +69,7 @@ class Settings:
     throttle_shared_origin_failures: int = 10_000
     shared_origins: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     drain_seconds: int = 10
+    audit_retention_days: int = 400
     log_level: str = "info"
 
     def problems(self) -> list[str]:
@@ -84,14 +86,19 @@ class Settings:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Settings for production: variables win over the file. Raises ConfigurationError with every problem."""
+    settings, problems = read(path, environ)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def read(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The same, with every problem beside it; what cannot be read has its default."""
     problems: list[str] = []
     values = _from_file(path, problems) | _from_environment(environ, problems)
     problems += [f"{name} must be set" for name in ("issuer", "database", "master_key_file") if name not in values]
     settings = Settings(**values)
-    problems += settings.problems()
-    if problems:
-        raise ConfigurationError(problems)
-    return settings
+    return settings, problems + settings.problems()
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -175,6 +182,7 @@ _RANGES = {
     "throttle_origin_failures": (10, 100_000),
     "throttle_shared_origin_failures": (10, 1_000_000),
     "drain_seconds": (0, 600),
+    "audit_retention_days": (0, 36_500),
 }
 
 

@@ -80,15 +80,20 @@ def prepare(files: DevFiles, listen: str) -> Settings:
         raise ConfigurationError([f"another `identity dev` is running in {files.directory}"]) from None
     except OSError as error:
         raise ConfigurationError([f"--directory: {files.directory} cannot be used: {error.strerror}"]) from None
-    settings = Settings(
+    settings = settings_of(files, listen)
+    if problems := settings.problems():
+        raise ConfigurationError(problems)
+    return settings
+
+
+def settings_of(files: DevFiles, listen: str = DEFAULT_LISTEN) -> Settings:
+    """How a service in this folder is configured."""
+    return Settings(
         listen=listen,
         database=f"sqlite:///{files.database}",
         master_key_file=str(files.master_key),
         reflection="open",
     )
-    if problems := settings.problems():
-        raise ConfigurationError(problems)
-    return settings
 
 
 async def seed(files: DevFiles, house: House, address: str) -> None:

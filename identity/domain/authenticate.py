@@ -101,7 +101,7 @@ class Authenticator:
             await failpoints.reach("login.before_write")
             snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
         except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
-            raise await self._refusals.noted(error, "session.open", username, act) from None
+            raise await self._refusals.noted(error, "session.open", username, act, record.account_id) from None
         await self._renew_hash(record, password)
         return self._issue(opening, snapshot)
 
@@ -125,7 +125,7 @@ class Authenticator:
             change = PasswordChange(record.account_id, record.credential_version, new_hash)
             snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
         except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
-            raise await self._refusals.noted(error, "password.change", username, act) from None
+            raise await self._refusals.noted(error, "password.change", username, act, record.account_id) from None
         await self._feed.published(version)
         return self._issue(opening, snapshot)
 
@@ -137,7 +137,7 @@ class Authenticator:
             raise await self._refusals.noted(Rejected(Cause.NAME_UNKNOWN), action, username, act)
         if not matches or not record.is_enabled:
             cause = Cause.ACCOUNT_DISABLED if matches else Cause.PASSWORD_WRONG
-            raise await self._refusals.noted(Rejected(cause), action, username, act)
+            raise await self._refusals.noted(Rejected(cause), action, username, act, record.account_id)
         await self._throttle.succeeded(reservation)
         return record
 

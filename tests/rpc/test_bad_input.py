@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from identity.server import CONTRACT
 from identity.v1 import (
     account_pb2,
+    audit_pb2,
     authentication_pb2,
     credential_pb2,
     revocation_pb2,
@@ -88,6 +89,7 @@ GOOD_REQUESTS: dict[str, Message] = {
     "SetRoles": account_pb2.SetRolesRequest(username="nobody"),
     "DisableAccount": account_pb2.DisableAccountRequest(username="nobody"),
     "EnableAccount": account_pb2.EnableAccountRequest(username="nobody"),
+    "ListAuditEvents": audit_pb2.ListAuditEventsRequest(),
     "RevokeToken": revocation_pb2.RevokeTokenRequest(),
     "RevokeGrant": revocation_pb2.RevokeGrantRequest(grant_id=SOME_ID),
     "RevokeAccount": revocation_pb2.RevokeAccountRequest(username="nobody"),
@@ -152,6 +154,7 @@ def stored_rows(database: Path) -> dict[str, int]:
             table: connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]
             for table in tables
             if table not in ("audit_events", "throttle_buckets")
+            if not table.startswith(("audit_", "sqlite_"))
         }
 
 
