@@ -14,10 +14,12 @@ from .config import Settings
 from .domain.accounts import AccountAdmin
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
+from .domain.explain import Explainer
 from .domain.grants import SessionTerms
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
+from .domain.once import RequestIds
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
 from .domain.randomness import SystemRandomness
@@ -26,6 +28,7 @@ from .domain.refresh_tokens import RefreshTokens
 from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
+from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
@@ -58,8 +61,11 @@ class House:
     roles: RoleAdmin
     refresher: Refresher
     revoker: Revoker
+    session_revoker: SessionRevoker
+    explainer: Explainer
     introspector: Introspector
     accounts: AccountAdmin
+    request_ids: RequestIds
 
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
@@ -139,8 +145,27 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
+        session_revoker=SessionRevoker(stores.session_selection, stores.accounts, hub),
+        explainer=Explainer(
+            grants=stores.grants,
+            sessions=stores.sessions,
+            revocations=stores.revocations,
+            verifier=verifier,
+            trust=state,
+            refresh_tokens=refresh_tokens,
+            leeway_seconds=settings.leeway_seconds,
+            clock=clock,
+        ),
         introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
-        accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
+        accounts=AccountAdmin(
+            accounts=stores.accounts,
+            sessions=stores.sessions,
+            feed=hub,
+            hasher=hasher,
+            randomness=randomness,
+            reserved_names=groups | {settings.service_name, FIRST_PARTY},
+        ),
+        request_ids=RequestIds(master.derive("request-ids")),
     )
 
 
