@@ -50,7 +50,7 @@ async def _dev(options: argparse.Namespace) -> None:
 
     async def announce(address: str) -> None:
         if server.house is not None:
-            await dev.seed(files, server.house.accounts, address)
+            await dev.seed(files, server.house, address)
         print(dev.welcome(files, address), flush=True)
 
     await _serve_until_signal(server, announce, drain_seconds=2)

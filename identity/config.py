@@ -40,6 +40,7 @@ class Settings:
     default_audience: str = "internal"
     access_token_lifetime_seconds: int = 600
     refresh_idle_lifetime_seconds: int = 14 * 86_400
+    session_idle_lifetime_seconds: int = 12 * 3_600
     session_absolute_lifetime_seconds: int = 90 * 86_400
     refresh_grace_seconds: int = 60
     leeway_seconds: int = 5
@@ -147,6 +148,7 @@ def _defaults() -> dict[str, Any]:
 _RANGES = {
     "access_token_lifetime_seconds": (5, 3_600),
     "refresh_idle_lifetime_seconds": (60, 366 * 86_400),
+    "session_idle_lifetime_seconds": (60, 366 * 86_400),
     "session_absolute_lifetime_seconds": (60, 3 * 366 * 86_400),
     "refresh_grace_seconds": (0, 300),
     "leeway_seconds": (0, 30),

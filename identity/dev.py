@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from identity_client.errors import AccountAlreadyExists
+from identity_client.errors import AccountAlreadyExists, RoleAlreadyExists
 
 from .config import ConfigurationError, Settings, is_loopback
-from .domain.accounts import AccountAdmin
-from .house import LOCAL_ACT
+from .domain.grants import ApiKeyUse, CredentialTerms
+from .domain.values import AccountRef
+from .house import LOCAL_ACT, House
 from .storage.sealing import MasterKey
 
 DEFAULT_DIRECTORY = Path(".identity")
 DEFAULT_LISTEN = "127.0.0.1:50551"
 
 _SERVICE = "orders"
+_ROLES = (
+    ("clerk", ("orders.read",), "Sees orders."),
+    ("manager", ("orders.cancel", "orders.read"), "Sees and cancels orders."),
+)
+_KEY_TERMS = CredentialTerms(display_name="development", audiences=("internal",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +89,32 @@ def prepare(files: DevFiles, listen: str) -> Settings:
     return settings
 
 
-async def seed(files: DevFiles, accounts: AccountAdmin, address: str) -> None:
+async def seed(files: DevFiles, house: House, address: str) -> None:
     """Make the accounts on the first run, and note the address on every run. Raises ConfigurationError."""
-    is_new = not await accounts.list_page("", 1)
-    known = await _create_accounts(accounts) if is_new or not files.secrets.exists() else files.read_secrets()
+    is_new = not await house.accounts.list_page("", 1)
+    known = await _create_accounts(house) if is_new or not files.secrets.exists() else files.read_secrets()
     _write_private(files.client_secret, known["service"]["client_secret"] + "\n")
     _write_private(files.secrets, json.dumps(known | {"address": address}, indent=2) + "\n")
 
 
-async def _create_accounts(accounts: AccountAdmin) -> dict[str, Any]:
+async def _create_accounts(house: House) -> dict[str, Any]:
+    accounts = house.accounts
     admin = {"username": "admin", "password": secrets.token_urlsafe(18)}
     user = {"username": "alice", "password": secrets.token_urlsafe(18)}
     try:
+        for role, scopes, description in _ROLES:
+            await house.roles.create(role, scopes, description, LOCAL_ACT)
         await accounts.create_user(admin["username"], admin["password"], ("admin",), LOCAL_ACT)
         await accounts.create_user(user["username"], user["password"], ("clerk",), LOCAL_ACT)
         _, _, client_secret = await accounts.create_service(_SERVICE, ("peer",), LOCAL_ACT)
-    except AccountAlreadyExists:
+        owner = AccountRef(username=user["username"])
+        key = await house.credentials.create_api_key(owner, _KEY_TERMS, ApiKeyUse.BEARER, LOCAL_ACT)
+    except (AccountAlreadyExists, RoleAlreadyExists):
         raise ConfigurationError(
             ["the accounts exist but dev.json, with their passwords, is lost: remove the whole folder to begin anew"]
         ) from None
-    return {"admin": admin, "user": user, "service": {"client_id": _SERVICE, "client_secret": client_secret}}
+    service = {"client_id": _SERVICE, "client_secret": client_secret}
+    return {"admin": admin, "user": user, "service": service, "api_key": key.text}
 
 
 def welcome(files: DevFiles, address: str) -> str:

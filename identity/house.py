@@ -12,21 +12,30 @@ from identity_client.trust.state import TrustState
 
 from .config import Settings
 from .domain.accounts import AccountAdmin
-from .domain.audiences import Audiences
-from .domain.authenticate import Authenticator
+from .domain.authenticate import Authenticator, Lifetimes
+from .domain.credentials import CredentialAdmin
+from .domain.exchange import Exchanger
+from .domain.grants import SessionTerms
 from .domain.introspect import Introspector
+from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
-from .domain.randomness import Randomness, SystemRandomness
+from .domain.randomness import SystemRandomness
 from .domain.refresh import Refresher
 from .domain.refresh_tokens import RefreshTokens
+from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
-from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SessionTerms
+from .domain.roles import RoleAdmin
+from .domain.sessions import SessionKeeper
+from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
+from .domain.wanted import Audiences
 from .feed.hub import Hub
+from .jobs import Jobs, sweep_job
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
+from .tls import ClientAuthorityFile
 
 LOCAL_ACT = Act(request_id="", origin="local")
 """What is done on the machine itself, by whoever may read its database."""
@@ -42,18 +51,26 @@ class House:
     hub: Hub
     public_keys: list[PublicKey]
     verifier: Verifier
+    jobs: Jobs
     authenticator: Authenticator
+    machines: MachineAuthenticator
+    sessions: SessionKeeper
+    credentials: CredentialAdmin
+    roles: RoleAdmin
     refresher: Refresher
     revoker: Revoker
+    exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
 
     async def open_feed(self) -> None:
-        """Load the trust state and follow it. Raises DependencyDown."""
+        """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
         await self.hub.start(self.settings.issuer, self.public_keys)
+        self.jobs.start()
 
     async def close(self) -> None:
-        """Stop the feed, the hash pool and the stores."""
+        """Stop the background work, the feed, the hash pool and the stores."""
+        await self.jobs.stop()
         await self.hub.stop()
         self.pool.close()
         await self.stores.close()
@@ -84,8 +101,10 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     hasher = PasswordHasher(_hash_parameters(settings), pool, randomness)
     minter = Minter(signer, settings.issuer, settings.service_name, settings.access_token_lifetime_seconds, randomness)
     refresh_tokens = RefreshTokens(master.derive("refresh"))
-    authenticator = _authenticator(settings, stores, master, hasher, minter, refresh_tokens, randomness)
     hasher.prepare_dummy()
+    audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
+    refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
     return House(
         settings=settings,
         stores=stores,
@@ -93,35 +112,47 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         hub=hub,
         public_keys=await _public_keys(stores.signing_keys),
         verifier=verifier,
-        authenticator=authenticator,
-        refresher=Refresher(stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock),
-        revoker=Revoker(stores.grants, stores.revocations, hub, verifier, refresh_tokens),
-        introspector=Introspector(verifier, groups),
+        jobs=Jobs(sweep_job(stores.sweeper)),
+        authenticator=Authenticator(
+            accounts=stores.accounts,
+            sessions=stores.sessions,
+            feed=hub,
+            refusals=refusals,
+            audiences=audiences,
+            hasher=hasher,
+            minter=minter,
+            refresh_tokens=refresh_tokens,
+            lifetimes=_lifetimes(settings),
+            randomness=randomness,
+        ),
+        machines=MachineAuthenticator(
+            credentials=stores.credentials,
+            refusals=refusals,
+            audiences=audiences,
+            minter=minter,
+            authorities=ClientAuthorityFile(settings.tls_client_ca_file),
+            issuer=settings.issuer,
+            leeway_seconds=settings.leeway_seconds,
+            clock=clock,
+        ),
+        sessions=SessionKeeper(stores.sessions, stores.grants, hub),
+        credentials=CredentialAdmin(stores.credentials, stores.grants, hub, audiences, randomness, clock),
+        roles=RoleAdmin(stores.roles, hub),
+        refresher=Refresher(
+            stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock
+        ),
+        revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
+        exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
+        introspector=introspector,
         accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
     )
 
 
-def _authenticator(
-    settings: Settings,
-    stores: Stores,
-    master: MasterKey,
-    hasher: PasswordHasher,
-    minter: Minter,
-    refresh_tokens: RefreshTokens,
-    randomness: Randomness,
-) -> Authenticator:
-    groups = frozenset(settings.groups)
-    return Authenticator(
-        accounts=stores.accounts,
-        grants=stores.grants,
-        audit=stores.audit,
-        audiences=Audiences(stores.accounts, settings.service_name, groups, settings.default_audience),
-        hasher=hasher,
-        minter=minter,
-        refresh_tokens=refresh_tokens,
-        terms=SessionTerms(settings.refresh_idle_lifetime_seconds, settings.session_absolute_lifetime_seconds),
-        name_key=master.derive("audit-names"),
-        randomness=randomness,
+def _lifetimes(settings: Settings) -> Lifetimes:
+    absolute = settings.session_absolute_lifetime_seconds
+    return Lifetimes(
+        with_refresh=SessionTerms(settings.refresh_idle_lifetime_seconds, absolute),
+        opaque=SessionTerms(settings.session_idle_lifetime_seconds, absolute),
     )
 
 

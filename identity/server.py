@@ -17,16 +17,21 @@ from identity_client.aio.guard import Guard
 from identity_client.clock import Clock, SystemClock
 from identity_client.errors import TokenOutdated, TokenRevoked
 from identity_client.principal import Principal
+from identity_client.tokens.claims import Claims
 
 from .config import Settings
+from .domain.introspect import Asker
 from .domain.revoke import token_identity
 from .domain.values import Standing
 from .house import House, open_house
 from .rpc import trust_service
 from .rpc.account_service import AccountServicer
 from .rpc.authentication_service import AuthenticationServicer
+from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
 from .rpc.revocation_service import RevocationServicer
+from .rpc.role_service import RoleServicer
+from .rpc.session_service import SessionServicer
 from .rpc.token_service import TokenServicer
 from .tls import server_credentials
 from .v1 import (
@@ -34,8 +39,14 @@ from .v1 import (
     account_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
+    credential_pb2,
+    credential_pb2_grpc,
     revocation_pb2,
     revocation_pb2_grpc,
+    role_pb2,
+    role_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
     token_pb2,
     token_pb2_grpc,
     trust_pb2,
@@ -43,7 +54,16 @@ from .v1 import (
 
 _log = logging.getLogger(__name__)
 
-CONTRACT = (account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2)
+CONTRACT = (
+    account_pb2,
+    authentication_pb2,
+    credential_pb2,
+    revocation_pb2,
+    role_pb2,
+    session_pb2,
+    token_pb2,
+    trust_pb2,
+)
 """The modules whose services are served; each of their methods carries its access rule."""
 
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -112,12 +132,15 @@ class Server:
     def _build(self, house: House) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[Firewall(), self._guard(house)], options=_OPTIONS)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
-            AuthenticationServicer(house.authenticator), server
+            AuthenticationServicer(house.authenticator, house.machines), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
-            TokenServicer(house.refresher, house.revoker, house.introspector), server
+            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
         )
         account_pb2_grpc.add_AccountServiceServicer_to_server(AccountServicer(house.accounts), server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), server)
+        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles), server)
+        credential_pb2_grpc.add_CredentialServiceServicer_to_server(CredentialServicer(house.credentials), server)
         revocation_pb2_grpc.add_RevocationServiceServicer_to_server(RevocationServicer(house.revoker), server)
         trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -136,7 +159,10 @@ class Server:
             if standing is Standing.OUTDATED:
                 raise TokenOutdated()
 
-        return Guard(judge, audience=self._settings.service_name, confirm=confirm)
+        async def introspect(raw_token: str, _: bool) -> Claims:  # always anew: the database is at hand
+            return await house.introspector.claims_for(raw_token, Asker(self._settings.service_name))
+
+        return Guard(judge, audience=self._settings.service_name, confirm=confirm, introspect=introspect)
 
     def _rules(self) -> Rules:
         rules = Rules.from_modules(*CONTRACT) | HEALTH_RULES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 from .config import ConfigurationError, Settings
 
@@ -43,6 +45,40 @@ class CertificateFiles:
         certificate, key, *client_ca = [path.read_bytes() for path in self._paths]
         _check_pair(certificate, key)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
+
+
+class ClientAuthorityFile:
+    """The client CA file as it is now; see domain.certificates.ClientAuthorities. "" for none: nobody is trusted."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path) if path else None
+
+    def is_trusted(self, chain: list[x509.Certificate], now: datetime.datetime) -> bool:
+        if self._path is None:
+            return False
+        try:
+            authorities = x509.load_pem_x509_certificates(self._path.read_bytes())
+            verifier = _policy(authorities, now).build_client_verifier()
+            verifier.verify(chain[0], chain[1:])
+        except VerificationError:
+            return False
+        except (OSError, ValueError):
+            _log.error("the client CA file cannot be read: no client certificate is trusted until it can be")
+            return False
+        return True
+
+
+def _policy(authorities: list[x509.Certificate], now: datetime.datetime) -> PolicyBuilder:
+    # Which names a certificate bears is ours to judge, and TLS has judged the chain; what is asked here is who vouches
+    # for it today. Private authorities rarely keep to the rules of the public web: only what makes one is demanded.
+    issuing = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
+    builder = PolicyBuilder().store(Store(authorities)).time(now)
+    return builder.extension_policies(ca_policy=issuing, ee_policy=ExtensionPolicy.permit_all())
+
+
+def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("the certificate is no authority's")
 
 
 def _check_pair(certificate: bytes, key: bytes) -> None:

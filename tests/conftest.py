@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from identity.config import Settings
-from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
 from tests.clients.issuer import FixedClock, Issuer
 from tests.requirements_report import RequirementsReport
-from tests.rpc.api import ADMIN_PASSWORD, Api, MakeSettings
+from tests.rpc.api import Api, MakeSettings, prepare
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +61,7 @@ async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
     server = Server(make_settings())
     api = Api(server, await server.start())
     assert server.house is not None
-    await server.house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
+    await prepare(server.house)
     yield api
     await api.channel.close()
     await server.stop()

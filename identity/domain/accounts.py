@@ -10,12 +10,13 @@ from identity_client.errors import InvalidRequest
 from identity_client.tokens import opaque
 
 from .feed import Feed
-from .passwords import PasswordHasher, prepare_new_password
+from .grants import GrantKind, NewCredential
+from .passwords import PasswordHasher, check_new_password
 from .ports import AccountStore
 from .randomness import Randomness, new_id
 from .roles import check_roles
 from .secrets import hash_secret, refuse_token_text
-from .values import Account, AccountKind, AccountRef, Act, NewAccount, NewClientSecret
+from .values import Account, AccountKind, AccountRef, Act, NewAccount
 
 MAXIMUM_USERNAME = 128
 
@@ -66,30 +67,31 @@ class AccountAdmin:
         self._randomness = randomness
         self._reserved_names = reserved_names
 
-    async def create_user(self, username: str, password: str, roles: tuple[str, ...], act: Act) -> Account:
-        """Create a person. Raises InvalidRequest, AccountAlreadyExists, Overloaded."""
+    async def create_user(
+        self, username: str, password: str, roles: tuple[str, ...], act: Act, *, password_change_required: bool = False
+    ) -> Account:
+        """Create a person. Raises InvalidRequest, UnknownRole, AccountAlreadyExists, Overloaded."""
         normalised = normalise_username(username)
         refuse_token_text(username, "username")
         roles = check_roles(roles)
-        prepared = prepare_new_password(password)
-        if password.casefold() == username.casefold():
-            raise InvalidRequest("the password must differ from the username", "password")
-        password_hash = await self._hasher.hash(prepared)
-        account = self._new_account(AccountKind.USER, username, normalised, roles, password_hash)
+        password_hash = await self._hasher.hash(check_new_password(password, normalised))
+        account = self._new_account(AccountKind.USER, username, normalised, roles)
+        account = replace(account, password_hash=password_hash, password_change_required=password_change_required)
         return await self._accounts.create(account, None, act)
 
     async def create_service(self, username: str, roles: tuple[str, ...], act: Act) -> tuple[Account, str, str]:
         """Create a service with its first client secret; -> account, grant id, the secret's text.
 
-        Raises InvalidRequest (also for the name of this service or of a group), AccountAlreadyExists.
+        Raises InvalidRequest (also for the name of this service or of a group), UnknownRole, AccountAlreadyExists.
         """
         check_service_name(username)
         if username in self._reserved_names:
             raise InvalidRequest("the name belongs to this service or to a group", "username")
         roles = check_roles(roles)
         grant_id, secret = new_id(self._randomness), self._randomness.token_bytes(opaque.SECRET_BYTES)
-        account = self._new_account(AccountKind.SERVICE, username, username, roles, None)
-        created = await self._accounts.create(account, NewClientSecret(grant_id, hash_secret(secret)), act)
+        account = self._new_account(AccountKind.SERVICE, username, username, roles)
+        first = NewCredential(grant_id, GrantKind.CLIENT_SECRET, secret_hash=hash_secret(secret))
+        created = await self._accounts.create(account, first, act)
         return created, grant_id, opaque.encode_secret(opaque.Kind.CLIENT_SECRET, grant_id, secret)
 
     async def get(self, ref: AccountRef) -> Account:
@@ -101,7 +103,7 @@ class AccountAdmin:
         return await self._accounts.list_page(after_username, limit)
 
     async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> Account:
-        """Replace the roles; tokens with the old ones are outdated at once. Raises AccountNotFound."""
+        """Replace the roles; tokens with the old ones are outdated at once. Raises AccountNotFound, UnknownRole."""
         account, version = await self._accounts.set_roles(normalise_ref(ref), check_roles(roles), act)
         await self._feed.published(version)
         return account
@@ -116,7 +118,5 @@ class AccountAdmin:
         """Let the account log in again. Raises AccountNotFound."""
         return await self._accounts.enable(normalise_ref(ref), act)
 
-    def _new_account(
-        self, kind: AccountKind, username: str, normalised: str, roles: tuple[str, ...], password_hash: str | None
-    ) -> NewAccount:
-        return NewAccount(new_id(self._randomness), kind, username, normalised, roles, password_hash)
+    def _new_account(self, kind: AccountKind, username: str, normalised: str, roles: tuple[str, ...]) -> NewAccount:
+        return NewAccount(new_id(self._randomness), kind, username, normalised, roles)

@@ -1,4 +1,4 @@
-"""Logging in: a credential in, a grant out.
+"""People: a password in, a session out; and another password in the place of the first.
 
 All failures after the look-up are one: BadCredentials, with one hash and one audit write each, whether the name is
 unknown, the password wrong or the account disabled (R50). What would tell them apart is checked only afterwards.
@@ -7,110 +7,160 @@ unknown, the password wrong or the account disabled (R50). What would tell them 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from identity_client.errors import BadCredentials, IdentityError, InvalidRequest, RetryLater, TokenMalformed
+from identity import failpoints
+from identity_client.errors import BadCredentials, InvalidRequest, RetryLater, TokenTooLarge
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
-from .audiences import Audiences
-from .minting import Issued, Minter
-from .passwords import PasswordHasher, prepare_password
-from .ports import AccountStore, AuditStore, GrantStore
+from .feed import Feed
+from .grants import Admit, GrantSnapshot, NewSession, SessionTerms
+from .minting import Issued, Minter, OpenedSession
+from .passwords import PasswordHasher, check_new_password, prepare_password
+from .ports import AccountStore, SessionStore
 from .randomness import Randomness, new_id
 from .refresh_tokens import SALT_BYTES, RefreshTokens
-from .secrets import is_secret
-from .values import Act, NewSession, PasswordRecord, SecretRecord, SessionTerms
-
-_NO_HASH = bytes(32)
+from .refusals import Cause, RefusalLog, Rejected
+from .secrets import hash_secret
+from .values import Act, PasswordChange, PasswordRecord
+from .wanted import Audiences, Form, Wanted
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a login asks for. No audience means the default, no scopes mean all."""
+class ChangeRequired:
+    """The password is right, and must be changed before anything is issued."""
 
-    audience: str = ""
-    scopes: tuple[str, ...] = ()
-    with_refresh: bool = False
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long the sessions of each form may live."""
+
+    with_refresh: SessionTerms
+    opaque: SessionTerms
+
+    def of(self, form: Form, access_lifetime: int) -> SessionTerms:
+        """A session that has nothing but its access token ends with it."""
+        match form:
+            case Form.TOKENS:
+                return self.with_refresh
+            case Form.SESSION:
+                return self.opaque
+            case Form.ACCESS_TOKEN:
+                return SessionTerms(access_lifetime, access_lifetime)
 
 
 class Authenticator:
-    """Checks credentials and issues tokens."""
+    """Checks passwords, opens sessions, changes passwords."""
 
     def __init__(
         self,
         accounts: AccountStore,
-        grants: GrantStore,
-        audit: AuditStore,
+        sessions: SessionStore,
+        feed: Feed,
+        refusals: RefusalLog,
         audiences: Audiences,
         hasher: PasswordHasher,
         minter: Minter,
         refresh_tokens: RefreshTokens,
-        terms: SessionTerms,
-        name_key: bytes,
+        lifetimes: Lifetimes,
         randomness: Randomness,
     ) -> None:
         self._accounts = accounts
-        self._grants = grants
-        self._audit = audit
+        self._sessions = sessions
+        self._feed = feed
+        self._refusals = refusals
         self._audiences = audiences
         self._hasher = hasher
         self._minter = minter
         self._refresh_tokens = refresh_tokens
-        self._terms = terms
-        self._name_key = name_key
+        self._lifetimes = lifetimes
         self._randomness = randomness
 
-    async def by_password(self, raw_username: str, raw_password: str, wanted: Wanted, act: Act) -> Issued:
-        """Log a person in. Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted, Overloaded."""
+    async def by_password(
+        self, raw_username: str, raw_password: str, wanted: Wanted, act: Act
+    ) -> Issued | OpenedSession | ChangeRequired:
+        """Log a person in.
+
+        Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted, TokenTooLarge, Overloaded.
+        """
         username = normalise_username(raw_username, "password.username")
-        password = prepare_password(raw_password)
+        password = prepare_password(raw_password, "password.password")
+        record = await self._checked(username, password, "session.open", act)
+        try:
+            if record.password_change_required:
+                await self._accounts.note_challenge(record.account_id, act)
+                return ChangeRequired()
+            opening = await self._opening(record, record.credential_version, wanted)
+            await failpoints.reach("login.before_write")
+            snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+            raise await self._refusals.noted(error, "session.open", username, act) from None
+        await self._renew_hash(record, password)
+        return self._issue(opening, snapshot)
+
+    async def change_password(
+        self, raw_username: str, raw_password: str, raw_new_password: str, wanted: Wanted, act: Act
+    ) -> Issued | OpenedSession:
+        """Replace a password, end every other session, log in. The current one is checked as by a log-in.
+
+        Raises as by_password; InvalidRequest names new_password where it breaks a rule.
+        """
+        username = normalise_username(raw_username, "username")
+        password = prepare_password(raw_password, "current_password")
+        new_password = check_new_password(raw_new_password, username, "new_password")
+        record = await self._checked(username, password, "password.change", act)
+        try:
+            if new_password == password:
+                raise InvalidRequest("the new password must differ from the current one", "new_password")
+            opening = await self._opening(record, record.credential_version + 1, wanted)
+            new_hash = await self._hasher.hash(new_password)
+            await failpoints.reach("change_password.before_write")
+            change = PasswordChange(record.account_id, record.credential_version, new_hash)
+            snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+            raise await self._refusals.noted(error, "password.change", username, act) from None
+        await self._feed.published(version)
+        return self._issue(opening, snapshot)
+
+    async def _checked(self, username: str, password: bytes, action: str, act: Act) -> PasswordRecord:
         record = await self._accounts.find_password(username)
         matches = await self._hasher.matches(password, record.password_hash if record else None)
-        if record is None or not matches or not record.is_enabled:
-            raise await self._noted(BadCredentials(), "session.open", username, act)
-        try:
-            audience = await self._audiences.resolve(wanted.audience)
-            issued = await self._open_session(record, audience, wanted, act)
-        except InvalidRequest as error:
-            raise await self._noted(error, "session.open", username, act) from None
-        await self._renew_hash(record, password)
-        return issued
+        if record is None:
+            raise await self._refusals.noted(Rejected(Cause.NAME_UNKNOWN), action, username, act)
+        if not matches or not record.is_enabled:
+            cause = Cause.ACCOUNT_DISABLED if matches else Cause.PASSWORD_WRONG
+            raise await self._refusals.noted(Rejected(cause), action, username, act)
+        return record
 
-    async def by_client_secret(self, client_id: str, raw_secret: str, wanted: Wanted, act: Act) -> Issued:
-        """Log a service in. Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted."""
-        username = normalise_username(client_id, "client_secret.client_id")
-        try:
-            grant_id, secret = opaque.split_secret(raw_secret, opaque.Kind.CLIENT_SECRET)
-        except TokenMalformed:
-            raise InvalidRequest("this is not the text of a client secret", "client_secret.client_secret") from None
-        record = await self._grants.find_secret(grant_id)
-        if not _is_client(record, username, secret):
-            raise await self._noted(BadCredentials(), "secret.use", username, act)
-        try:
-            audience = await self._audiences.resolve(wanted.audience)
-            self._minter.check_scopes(audience, wanted.scopes)
-            snapshot = await self._grants.use_secret(grant_id, audience, wanted.scopes, self._minter.lifetime, act)
-        except InvalidRequest as error:
-            raise await self._noted(error, "secret.use", username, act) from None
-        return self._minter.issue(snapshot)
-
-    async def _open_session(self, record: PasswordRecord, audience: str, wanted: Wanted, act: Act) -> Issued:
-        self._minter.check_scopes(audience, wanted.scopes)
-        salt = self._randomness.token_bytes(SALT_BYTES) if wanted.with_refresh else None
+    async def _opening(self, record: PasswordRecord, credential_version: int, wanted: Wanted) -> _Opening:
+        audiences = await self._audiences.resolve(wanted.audiences)
+        self._minter.check_scopes(audiences, wanted.scopes)
+        salt = self._randomness.token_bytes(SALT_BYTES) if wanted.form is Form.TOKENS else None
+        secret = self._randomness.token_bytes(opaque.SECRET_BYTES) if wanted.form is Form.SESSION else None
         session = NewSession(
             grant_id=new_id(self._randomness),
             account_id=record.account_id,
-            credential_version=record.credential_version,
-            audience=audience,
+            credential_version=credential_version,
+            audiences=audiences,
             requested_scopes=wanted.scopes,
-            refresh_salt=salt,
             access_lifetime=self._minter.lifetime,
-            terms=self._terms,
+            terms=self._lifetimes.of(wanted.form, self._minter.lifetime),
+            refresh_salt=salt,
+            token_hash=None if secret is None else hash_secret(secret),
         )
-        snapshot = await self._grants.open_session(session, act)
+        return _Opening(session, secret)
+
+    def _admit(self, wanted: Wanted) -> Admit:
+        return _admit_all if wanted.form is Form.SESSION else self._minter.check_budget
+
+    def _issue(self, opening: _Opening, snapshot: GrantSnapshot) -> Issued | OpenedSession:
+        session = opening.session
+        if opening.secret is not None:
+            text = opaque.encode_secret(opaque.Kind.SESSION, session.grant_id, opening.secret)
+            scopes = self._minter.fitting(session.audiences, snapshot.scopes)
+            return OpenedSession(replace(snapshot, scopes=scopes), session.audiences, text)
+        salt = session.refresh_salt
         refresh_text = None if salt is None else self._refresh_tokens.text(session.grant_id, 0, salt)
         return self._minter.issue(snapshot, refresh_text)
 
@@ -121,14 +171,14 @@ class Authenticator:
                 new_hash = await self._hasher.hash(password)
                 await self._accounts.replace_hash(record.account_id, record.password_hash, new_hash)
 
-    async def _noted(self, error: IdentityError, action: str, username: str, act: Act) -> IdentityError:
-        """*error*, once it stands in the audit log: whoever tries credentials leaves a trace, right ones included."""
-        # A name that was typed may be a password in the wrong field: the log gets a keyed hash of it.
-        digest = hmac.digest(self._name_key, username.encode(), hashlib.sha256).hex()
-        await self._audit.note_refusal(action, error.reason, digest, act)
-        return error
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A session about to be inserted, and the random part of its token if it has one."""
+
+    session: NewSession
+    secret: bytes | None
 
 
-def _is_client(record: SecretRecord | None, username: str, secret: bytes) -> bool:
-    is_right = is_secret(secret, record.secret_hash if record else _NO_HASH)
-    return record is not None and is_right and record.is_live and record.normalised_username == username
+def _admit_all(_: GrantSnapshot) -> None:
+    """A session token is looked up, not carried: whatever it grants fits."""

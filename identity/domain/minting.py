@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from identity_client.errors import ScopeNotGranted, TokenTooLarge
+from identity_client.tokens import compact
 from identity_client.tokens.claims import Claims
 
+from .grants import GrantSnapshot
 from .ports import Signer
 from .randomness import Randomness, new_id
 from .roles import OWN_SCOPES
-from .values import GrantSnapshot
 
 BUDGET_BYTES = 2048
 """The longest token that is issued: gRPC metadata is refused at random from 8,192 bytes on."""
+
+_SIGNATURE_CHARACTERS = 87  # with its dot
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,20 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What a caller gets for a credential or a refresh token."""
+    """What a caller gets for a credential or a refresh token: an access token, and what renews it, if anything."""
 
     snapshot: GrantSnapshot
     access: AccessToken
     refresh_text: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """What a caller gets who asks for a session token."""
+
+    snapshot: GrantSnapshot
+    audiences: tuple[str, ...]
+    session_text: str = field(repr=False)
 
 
 class Minter:
@@ -47,31 +59,41 @@ class Minter:
         self._randomness = randomness
         self.lifetime = lifetime
 
-    def check_scopes(self, audience: str, requested: tuple[str, ...]) -> None:
-        """Raises ScopeNotGranted: a scope of this service was asked for in a token for another."""
-        if self._fitting(audience, requested) != requested:
+    def check_scopes(self, audiences: tuple[str, ...], requested: tuple[str, ...]) -> None:
+        """Raises ScopeNotGranted: a scope of this service was asked for in a token for others."""
+        if self.fitting(audiences, requested) != requested:
             raise ScopeNotGranted(f"scopes of this service need the audience {self._service_name}")
 
+    def check_budget(self, snapshot: GrantSnapshot) -> None:
+        """Raises TokenTooLarge. For inside the transaction that issues: ids and signature have fixed lengths."""
+        if len(compact.signing_input(self._claims(self._fitted(snapshot)))) + _SIGNATURE_CHARACTERS > BUDGET_BYTES:
+            raise TokenTooLarge()
+
     def issue(self, snapshot: GrantSnapshot, refresh_text: str | None = None) -> Issued:
-        """Sign what the snapshot says; iat is the time of the statement that read it. Raises TokenTooLarge."""
-        fitting = replace(snapshot, scopes=self._fitting(snapshot.audience, snapshot.scopes))
-        claims = self._claims(fitting)
+        """Sign what the snapshot says; iat is the time of the statement that read it. Raises ValueError: too large,
+        which `check_budget` tells before anything is written."""
+        fitted = self._fitted(snapshot)
+        claims = self._claims(fitted)
         text = self._signer.sign(claims)
         if len(text) > BUDGET_BYTES:
-            raise TokenTooLarge()
-        return Issued(fitting, AccessToken(text, claims.expire_time), refresh_text)
+            raise ValueError("the budget was not checked")
+        return Issued(fitted, AccessToken(text, claims.expire_time), refresh_text)
 
-    def _fitting(self, audience: str, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        if audience == self._service_name:
+    def fitting(self, audiences: tuple[str, ...], scopes: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of *scopes* that may stand in a token for *audiences*."""
+        if self._service_name in audiences:
             return scopes
         return tuple(scope for scope in scopes if not scope.startswith(OWN_SCOPES))
+
+    def _fitted(self, snapshot: GrantSnapshot) -> GrantSnapshot:
+        return replace(snapshot, scopes=self.fitting((snapshot.audience,), snapshot.scopes))
 
     def _claims(self, snapshot: GrantSnapshot) -> Claims:
         return Claims(
             issuer=self._issuer,
             account_id=snapshot.account_id,
             audience=snapshot.audience,
-            expire_time=snapshot.issue_time + self.lifetime,
+            expire_time=self._expire_time(snapshot),
             issue_time=snapshot.issue_time,
             token_id=new_id(self._randomness),
             client_id=snapshot.client_id,
@@ -83,4 +105,11 @@ class Minter:
             roles=snapshot.roles,
             authentication_time=snapshot.authentication_time,
             authentication_methods=snapshot.authentication_methods,
+            certificate_thumbprint=snapshot.certificate_thumbprint,
+            actors=snapshot.actors,
         )
+
+    def _expire_time(self, snapshot: GrantSnapshot) -> int:
+        """A token does not outlive its grant."""
+        expire_time = snapshot.issue_time + self.lifetime
+        return expire_time if snapshot.latest_expire_time is None else min(expire_time, snapshot.latest_expire_time)

@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidKey
@@ -34,34 +36,46 @@ _LOWEST_PRIORITY = 19
 T = TypeVar("T")
 
 
-def prepare_password(raw_password: str) -> bytes:
+def prepare_password(raw_password: str, field: str = "password") -> bytes:
     """The bytes to hash: NFC, so that a password is the same however it was typed (RFC 8265 section 4.2).
 
     Never truncates. Raises InvalidRequest: empty, over 1,024 bytes before or after normalisation, a control character.
     """
     if not raw_password:
-        raise InvalidRequest("a password is needed", "password")
+        raise InvalidRequest("a password is needed", field)
     if len(raw_password) > MAXIMUM_BYTES:
-        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", "password")
+        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", field)
     normal = unicodedata.normalize("NFC", raw_password)
     if any(unicodedata.category(character) == "Cc" for character in normal):
-        raise InvalidRequest("control characters are not allowed", "password")
+        raise InvalidRequest("control characters are not allowed", field)
     encoded = normal.encode("utf-8", "strict")
     if len(encoded) > MAXIMUM_BYTES:
-        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", "password")
+        raise InvalidRequest(f"at most {MAXIMUM_BYTES:,} bytes", field)
     return encoded
 
 
-def prepare_new_password(raw_password: str) -> bytes:
-    """As prepare_password, and fit to be chosen: long (NIST SP 800-63B asks for no composition), and no token.
-
-    Raises InvalidRequest.
+def check_new_password(raw_password: str, normalised_username: str, field: str = "password") -> bytes:
+    """As prepare_password, and fit to be chosen: long, not common, not the name, no token. No rule asks for kinds of
+    characters (NIST SP 800-63B section 3.1.1.2). Raises InvalidRequest.
     """
-    refuse_token_text(raw_password, "password")
-    prepared = prepare_password(raw_password)
-    if len(prepared.decode("utf-8")) < MINIMUM_CHARACTERS:
-        raise InvalidRequest(f"at least {MINIMUM_CHARACTERS} characters", "password")
+    refuse_token_text(raw_password, field)
+    prepared = prepare_password(raw_password, field)
+    text = prepared.decode("utf-8")
+    if len(text) < MINIMUM_CHARACTERS:
+        raise InvalidRequest(f"at least {MINIMUM_CHARACTERS} characters", field)
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    if folded == normalised_username:
+        raise InvalidRequest("the password must differ from the username", field)
+    if folded in common_passwords() or len(set(folded)) == 1:
+        raise InvalidRequest("this is one of the passwords that guessers try first: choose another", field)
     return prepared
+
+
+@lru_cache(maxsize=1)
+def common_passwords() -> frozenset[str]:
+    """Common passwords that are long enough to be chosen, case-folded; common_passwords.txt names their source."""
+    lines = Path(__file__).with_name("common_passwords.txt").read_text("utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
 
 
 @dataclass(frozen=True, slots=True)

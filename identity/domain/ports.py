@@ -13,19 +13,31 @@ from typing import Protocol
 from identity_client.tokens.claims import Claims
 from identity_client.trust.entries import Batch, Entry
 
+from .grants import (
+    Admit,
+    BearerRecord,
+    Credential,
+    CredentialRecord,
+    CredentialUse,
+    Derivation,
+    GrantKind,
+    GrantSnapshot,
+    NewCredential,
+    NewSession,
+    Session,
+    SessionRecord,
+)
 from .values import (
     Account,
     AccountRef,
     Act,
     Ended,
     EndReason,
-    GrantSnapshot,
     NewAccount,
-    NewClientSecret,
-    NewSession,
+    PasswordChange,
     PasswordRecord,
-    SecretRecord,
-    SessionRecord,
+    Role,
+    RoleChange,
     SigningKeyRecord,
     Standing,
     TokenIdentity,
@@ -46,8 +58,8 @@ class Signer(Protocol):
 class AccountStore(Protocol):
     """Accounts, and the password of a user."""
 
-    async def create(self, account: NewAccount, secret: NewClientSecret | None, act: Act) -> Account:
-        """Insert. *secret* is a service's first one. Raises AccountAlreadyExists."""
+    async def create(self, account: NewAccount, credential: NewCredential | None, act: Act) -> Account:
+        """Insert. *credential* is a service's first one. Raises AccountAlreadyExists, UnknownRole."""
 
     async def get(self, ref: AccountRef) -> Account:
         """Raises AccountNotFound."""
@@ -56,7 +68,10 @@ class AccountStore(Protocol):
         """At most *limit* accounts whose normalised username is greater than *after_username*, in that order."""
 
     async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> tuple[Account, int | None]:
-        """Replace the roles; a real change raises the generation and is a feed entry. -> account, feed version."""
+        """Replace the roles; a real change raises the generation and is a feed entry. -> account, feed version.
+
+        Raises AccountNotFound, UnknownRole.
+        """
 
     async def disable(self, ref: AccountRef, act: Act) -> tuple[Account, int | None]:
         """Disable, raise the generation, end the sessions (EndReason.ACCOUNT_DISABLED). Idempotent."""
@@ -70,47 +85,150 @@ class AccountStore(Protocol):
     async def replace_hash(self, account_id: str, old_hash: str, new_hash: str) -> None:
         """Store the same password under another hash, where the old one still stands; no other change."""
 
+    async def note_challenge(self, account_id: str, act: Act) -> None:
+        """Audit that a right password was answered with a challenge."""
+
     async def is_audience(self, name: str) -> bool:
         """Whether a service account has this username."""
 
 
-class GrantStore(Protocol):
-    """Sessions and machine credentials: whatever tokens hang off."""
+class RoleStore(Protocol):
+    """Roles. Every change moves the policy version."""
 
-    async def open_session(self, session: NewSession, act: Act) -> GrantSnapshot:
+    async def create(self, name: str, scopes: tuple[str, ...], description: str, act: Act) -> Role:
+        """Raises RoleAlreadyExists."""
+
+    async def get(self, name: str) -> Role:
+        """Raises RoleNotFound."""
+
+    async def list_page(self, after_name: str, limit: int) -> list[Role]:
+        """At most *limit* roles whose name is greater than *after_name*, in that order."""
+
+    async def update(self, name: str, change: RoleChange, act: Act) -> tuple[Role, int | None]:
+        """Change; where a scope is taken away, tokens of an older policy that carry the role are outdated, by one feed
+        entry. -> role, feed version. Raises RoleNotFound, RoleBuiltIn.
+        """
+
+    async def delete(self, name: str, act: Act) -> None:
+        """Raises RoleNotFound, RoleBuiltIn, RoleInUse."""
+
+
+class SessionStore(Protocol):
+    """Sessions: log-ins of accounts. A live one has neither ended nor expired, and its account is enabled.
+
+    *admit* is called inside the transaction with the snapshot that it will answer; what it raises undoes everything.
+    """
+
+    async def open(self, session: NewSession, admit: Admit, act: Act) -> GrantSnapshot:
         """Insert a session if the account is enabled and its credential version unchanged.
 
         Raises BadCredentials (changed meanwhile; nothing inserted), ScopeNotGranted.
         """
 
-    async def find_secret(self, grant_id: str) -> SecretRecord | None:
-        """What a login by client secret compares with."""
+    async def change_password(
+        self, change: PasswordChange, session: NewSession, admit: Admit, act: Act
+    ) -> tuple[GrantSnapshot, int | None]:
+        """Replace the hash where the credential version is still as read, end all sessions, raise the generation,
+        insert *session*. -> its snapshot, feed version. Raises BadCredentials (changed meanwhile), ScopeNotGranted.
+        """
 
-    async def use_secret(
-        self, grant_id: str, audience: str, requested_scopes: tuple[str, ...], access_lifetime: int, act: Act
-    ) -> GrantSnapshot:
-        """Note that an access token is issued. Raises BadCredentials (no longer live), ScopeNotGranted."""
-
-    async def find_session(self, grant_id: str) -> SessionRecord | None:
-        """The session row as it stands, ended and expired ones included."""
+    async def find(self, grant_id: str) -> SessionRecord | None:
+        """The row of a session with a refresh token as it stands, ended and expired ones included."""
 
     async def rotate(
-        self, session: SessionRecord, grace_lifetime: int, access_lifetime: int, act: Act
+        self, session: SessionRecord, grace_lifetime: int, access_lifetime: int, admit: Admit, act: Act
     ) -> GrantSnapshot | None:
         """Move the count on by one where id, count and liveness still hold as read; None where they do not.
 
-        Also sets grace_until = now + grace_lifetime and extends the idle expiry. Raises BadCredentials when the
-        account is disabled.
+        Also sets grace_until = now + grace_lifetime and extends the idle expiry. Raises SessionEnded when the account
+        is disabled.
         """
 
-    async def repeat(self, session: SessionRecord, access_lifetime: int, act: Act) -> GrantSnapshot | None:
+    async def repeat(
+        self, session: SessionRecord, access_lifetime: int, admit: Admit, act: Act
+    ) -> GrantSnapshot | None:
         """Issue fresh access for the newest count again, where count and liveness still hold; audited as a repeat."""
+
+    async def get(self, account_id: str, grant_id: str) -> Session:
+        """A live session of this account. Raises GrantNotFound."""
+
+    async def list_page(self, account_id: str, before: tuple[int, str] | None, limit: int) -> list[Session]:
+        """At most *limit* live sessions by (create_time, grant_id), descending, below *before*."""
+
+
+class CredentialStore(Protocol):
+    """Machine credentials. A live one has neither ended nor expired, and its account is enabled."""
+
+    async def create(self, ref: AccountRef, credential: NewCredential, act: Act) -> Credential:
+        """Insert. An expired one of the same lookup name makes way.
+
+        Raises AccountNotFound, InvalidRequest (the account is a user, and the kind is for services), ScopeNotGranted
+        (the account's roles do not grant it now), CredentialAlreadyExists.
+        """
+
+    async def list_page(self, ref: AccountRef, before: tuple[int, str] | None, limit: int) -> list[Credential]:
+        """At most *limit* credentials that have neither ended nor expired, by (create_time, grant_id), descending,
+        below *before*. Raises AccountNotFound.
+        """
+
+    async def find(self, grant_id: str) -> CredentialRecord | None:
+        """What a log-in by secret compares with."""
+
+    async def find_by_name(self, kind: GrantKind, lookup_name: str) -> CredentialRecord | None:
+        """The credential that is not ended and has this lookup name."""
+
+    async def use(self, use: CredentialUse, admit: Admit, action: str, act: Act) -> GrantSnapshot:
+        """Note that an access token is issued. *action* names the log-in in the audit log.
+
+        Raises BadCredentials (no longer live, or the assertion was used before), ScopeNotGranted.
+        """
+
+
+class BearerStore(Protocol):
+    """Session tokens and API keys for bearer use, as they are introspected."""
+
+    async def find_bearer(self, grant_id: str) -> BearerRecord | None:
+        """Scopes and roles live; None for another kind of grant."""
+
+    async def touch(self, grant_id: str) -> None:
+        """Note the use of a live grant, and extend a session's idle expiry."""
+
+
+class GrantStore(Protocol):
+    """What is common to sessions and credentials: they end, and everything that hangs off them with them."""
+
+    async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
+        """Note that another access token of a grant is issued, on behalf of *act*'s caller; -> all that it grants now.
+
+        Raises TokenRevoked (ended, expired or disabled), TokenOutdated (another generation).
+        """
+
+    async def find_secret_hash(self, grant_id: str) -> bytes | None:
+        """The hash of the grant's secret, if it has one."""
 
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         """End one grant. Raises GrantNotFound; a grant ended before answers Ended(0, None)."""
 
+    async def end_session(self, account_id: str, grant_id: str, reason: EndReason, act: Act) -> Ended:
+        """End a live session of this account. Raises GrantNotFound."""
+
+    async def end_sessions(self, account_id: str, reason: EndReason, act: Act) -> Ended:
+        """End every session of an account and raise its generation."""
+
+    async def end_credential(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
+        """As end, for credentials only. Raises GrantNotFound."""
+
     async def end_all(self, ref: AccountRef, note: str, act: Act) -> Ended:
         """End every grant of an account and raise its generation. Raises AccountNotFound."""
+
+
+class Sweeper(Protocol):
+    """Removes rows that nothing asks for any more."""
+
+    async def sweep(self, after: str, limit: int) -> str:
+        """Look at *limit* grants after the id *after*; remove those ended or expired for a day, and at most *limit*
+        expired revocations and assertions. -> the id to go on after, "" at the end.
+        """
 
 
 class RevocationStore(Protocol):

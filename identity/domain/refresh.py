@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from identity import failpoints
 from identity_client.clock import Clock
 from identity_client.errors import (
     IdentityError,
@@ -22,10 +23,11 @@ from identity_client.errors import (
 )
 
 from .feed import Feed
+from .grants import GrantSnapshot, SessionRecord
 from .minting import Issued, Minter
-from .ports import GrantStore
+from .ports import GrantStore, SessionStore
 from .refresh_tokens import RefreshTokens, parse_refresh
-from .values import Act, EndReason, GrantSnapshot, SessionRecord
+from .values import Act, EndReason
 
 _log = logging.getLogger(__name__)
 
@@ -76,23 +78,32 @@ class Refresher:
     """Applies the decision in one conditional statement, commits, and only then answers."""
 
     def __init__(
-        self, grants: GrantStore, feed: Feed, minter: Minter, refresh_tokens: RefreshTokens, grace: int, clock: Clock
+        self,
+        sessions: SessionStore,
+        grants: GrantStore,
+        feed: Feed,
+        minter: Minter,
+        refresh_tokens: RefreshTokens,
+        grace: int,
+        clock: Clock,
     ) -> None:
+        self._sessions = sessions
         self._grants = grants
         self._feed = feed
         self._minter = minter
+        self._admit = minter.check_budget
         self._refresh_tokens = refresh_tokens
         self._grace = grace
         self._clock = clock
 
     async def refresh(self, raw_token: str, act: Act) -> Issued:
-        """Renew. Raises RefreshInvalid, RefreshReused, SessionEnded, SessionExpired, StoreSetBack, BadCredentials."""
+        """Renew. Raises RefreshInvalid, RefreshReused, SessionEnded, SessionExpired, StoreSetBack, TokenTooLarge."""
         try:
             presented = parse_refresh(raw_token)
         except TokenMalformed:
             raise RefreshInvalid() from None
         for _ in range(_ATTEMPTS):
-            held = await self._grants.find_session(presented.grant_id)
+            held = await self._sessions.find(presented.grant_id)
             if held is None or not self._refresh_tokens.is_genuine(presented, held):
                 raise RefreshInvalid()  # a guess: nothing is written, nobody's session ends
             decision = decide(held, presented.count, self._clock.now())
@@ -104,10 +115,11 @@ class Refresher:
     async def _apply(self, decision: Rotate | Repeat | End | Refuse, held: SessionRecord, act: Act) -> Issued | None:
         match decision:
             case Rotate():
-                rotated = await self._grants.rotate(held, self._grace, self._minter.lifetime, act)
+                await failpoints.reach("refresh.before_write")
+                rotated = await self._sessions.rotate(held, self._grace, self._minter.lifetime, self._admit, act)
                 return None if rotated is None else self._issue(rotated, held, held.count + 1)
             case Repeat():
-                repeated = await self._grants.repeat(held, self._minter.lifetime, act)
+                repeated = await self._sessions.repeat(held, self._minter.lifetime, self._admit, act)
                 return None if repeated is None else self._issue(repeated, held, held.count)
             case End(error):
                 ended = await self._grants.end(held.grant_id, EndReason.REFRESH_REUSED, "", act)

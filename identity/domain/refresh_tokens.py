@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from identity_client.tokens import opaque
 from identity_client.trust.entries import id_bytes
 
-from .values import SessionRecord
+from .grants import SessionRecord
 
 SALT_BYTES = 16
 

@@ -9,10 +9,12 @@ from identity_client.tokens.verifier import Verifier
 
 from .accounts import normalise_ref
 from .feed import Feed
-from .ports import GrantStore, RevocationStore
+from .ports import GrantStore, RevocationStore, SessionStore
 from .refresh_tokens import RefreshTokens, parse_refresh
 from .secrets import is_secret
 from .values import AccountRef, Act, EndReason, TokenIdentity
+
+_NO_HASH = bytes(32)
 
 
 class Revoker:
@@ -21,12 +23,14 @@ class Revoker:
     def __init__(
         self,
         grants: GrantStore,
+        sessions: SessionStore,
         revocations: RevocationStore,
         feed: Feed,
         verifier: Verifier,
         refresh_tokens: RefreshTokens,
     ) -> None:
         self._grants = grants
+        self._sessions = sessions
         self._revocations = revocations
         self._feed = feed
         self._verifier = verifier
@@ -50,10 +54,8 @@ class Revoker:
                 return await self._revoke_access(raw_token, note, act)
             case opaque.Kind.REFRESH:
                 return await self._revoke_refresh(raw_token, note, act)
-            case opaque.Kind.CLIENT_SECRET:
-                return await self._revoke_secret(raw_token, note, act)
-            case _:
-                raise TokenMalformed()
+            case kind:
+                return await self._revoke_secret(raw_token, kind, note, act)
 
     async def end_grant(self, grant_id: str, note: str, act: Act) -> int:
         """End one session or credential. Raises GrantNotFound."""
@@ -75,15 +77,14 @@ class Revoker:
 
     async def _revoke_refresh(self, raw_token: str, note: str, act: Act) -> int:
         presented = parse_refresh(raw_token)
-        held = await self._grants.find_session(presented.grant_id)
+        held = await self._sessions.find(presented.grant_id)
         if held is None or not self._refresh_tokens.is_genuine(presented, held):
             raise TokenMalformed()
         return await self.end_grant(presented.grant_id, note, act)
 
-    async def _revoke_secret(self, raw_secret: str, note: str, act: Act) -> int:
-        grant_id, secret = opaque.split_secret(raw_secret, opaque.Kind.CLIENT_SECRET)
-        record = await self._grants.find_secret(grant_id)
-        if record is None or not is_secret(secret, record.secret_hash):
+    async def _revoke_secret(self, raw_secret: str, kind: opaque.Kind, note: str, act: Act) -> int:
+        grant_id, secret = opaque.split_secret(raw_secret, kind)
+        if not is_secret(secret, await self._grants.find_secret_hash(grant_id) or _NO_HASH):
             raise TokenMalformed()
         return await self.end_grant(grant_id, note, act)
 

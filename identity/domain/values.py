@@ -17,11 +17,6 @@ class AccountKind(enum.StrEnum):
     SERVICE = "service"
 
 
-class GrantKind(enum.StrEnum):
-    SESSION = "session"
-    CLIENT_SECRET = "client_secret"  # noqa: S105 - the name of a kind, not a secret
-
-
 class EndReason(enum.StrEnum):
     """Why a grant ended, as stored and audited."""
 
@@ -29,6 +24,9 @@ class EndReason(enum.StrEnum):
     REFRESH_REUSED = "refresh_reused"
     ACCOUNT_DISABLED = "account_disabled"
     ACCOUNT_REVOKED = "account_revoked"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a password
+    LOGGED_OUT = "logged_out"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,7 @@ class Account:
     create_time: Seconds
     update_time: Seconds
     disable_time: Seconds | None
+    password_change_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +61,28 @@ class NewAccount:
     username: str  # as shown
     normalised_username: str  # as compared; unique
     roles: tuple[str, ...]
-    password_hash: str | None
+    password_hash: str | None = None
+    password_change_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class NewClientSecret:
-    """A client secret to insert: the id in its text, and the SHA-256 of its random part."""
+class Role:
+    """A role as an administrator sees it."""
 
-    grant_id: str
-    secret_hash: bytes
+    name: str
+    scopes: tuple[str, ...]
+    description: str
+    is_built_in: bool
+    create_time: Seconds
+    update_time: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """New values; None leaves the old one."""
+
+    scopes: tuple[str, ...] | None = None
+    description: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,69 +93,16 @@ class PasswordRecord:
     password_hash: str
     credential_version: int
     is_enabled: bool
+    password_change_required: bool
 
 
 @dataclass(frozen=True, slots=True)
-class SecretRecord:
-    """What a client secret login reads before it compares."""
+class PasswordChange:
+    """Another password for an account whose credential version is still as read."""
 
-    account_id: str
-    normalised_username: str
-    secret_hash: bytes
-    is_live: bool  # neither ended nor expired, and its account enabled
-
-
-@dataclass(frozen=True, slots=True)
-class SessionTerms:
-    """How long a new session may live, in seconds."""
-
-    idle_lifetime: int
-    absolute_lifetime: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewSession:
-    """A session to insert, if the credential it was born from still holds."""
-
-    grant_id: str
     account_id: str
     credential_version: int
-    audience: str
-    requested_scopes: tuple[str, ...]  # empty: all that the roles grant
-    refresh_salt: bytes | None  # None: the session has no refresh token
-    access_lifetime: int
-    terms: SessionTerms
-
-
-@dataclass(frozen=True, slots=True)
-class GrantSnapshot:
-    """One grant and its account at one instant, read by the statement that wrote: all that a token is made of."""
-
-    grant_id: str
-    account_id: str
-    client_id: str
-    audience: str
-    scopes: tuple[str, ...]
-    roles: tuple[str, ...]
-    generation: int
-    policy_version: int
-    issue_time: Seconds  # the time of that statement: iat
-    authentication_time: Seconds | None
-    authentication_methods: tuple[str, ...]
-    refresh_expire_time: Seconds | None = None  # min(now + idle, absolute) for a session with a refresh token
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
-    """What Refresh reads before it decides."""
-
-    grant_id: str
-    account_id: str
-    count: int  # the rotation count: the count of the newest refresh token
-    salt: bytes
-    grace_until: Seconds  # until then the token before the newest may be repeated
-    expire_time: Seconds  # min(last use + idle, login + absolute)
-    end_time: Seconds | None
+    password_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +128,13 @@ class Standing(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The grant that an administrator acts with; confirmed live in the transaction of the act."""
+    """The grant that someone acts with; confirmed live in the transaction of the act."""
 
     account_id: str
     grant_id: str
-    token_id: str
+    token_id: str  # "" for a session token or API key
     generation: int
-    required_scope: str
+    required_scope: str  # "" where being the account itself is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +144,7 @@ class Act:
     request_id: str
     origin: str  # the caller's address without its port; "" when unknown
     caller: Caller | None = None
+    user_agent: str = ""  # what the caller's program calls itself
 
 
 @dataclass(frozen=True, slots=True)

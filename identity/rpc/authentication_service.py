@@ -1,60 +1,119 @@
-"""AuthenticationService over the Authenticator."""
+"""AuthenticationService over the Authenticator and the MachineAuthenticator."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import grpc
 
-from identity.domain.authenticate import Authenticator, Wanted
-from identity.domain.minting import Issued
-from identity.v1 import authentication_pb2, authentication_pb2_grpc
+from identity.domain.authenticate import Authenticator, ChangeRequired
+from identity.domain.machines import MachineAuthenticator
+from identity.domain.minting import Issued, OpenedSession
+from identity.domain.values import Act
+from identity.domain.wanted import MAXIMUM_AUDIENCES, Form, Wanted
+from identity.v1 import authentication_pb2 as pb
+from identity.v1 import authentication_pb2_grpc
 from identity_client.errors import InvalidRequest
 
 from . import convert
-from .context import act_of_anyone
+from .context import act_of_anyone, certificate_chain
 
-_GRANT_TYPES = frozenset(authentication_pb2.GrantType.values())
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Request: TypeAlias = "pb.AuthenticateRequest | pb.ChangePasswordRequest"
+
+_FORMS = {
+    pb.GRANT_TYPE_UNSPECIFIED: Form.TOKENS,
+    pb.GRANT_TYPE_TOKENS: Form.TOKENS,
+    pb.GRANT_TYPE_ACCESS_TOKEN: Form.ACCESS_TOKEN,
+    pb.GRANT_TYPE_SESSION: Form.SESSION,
+}
 
 
 class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
     """Turns a credential into tokens."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
+    def __init__(self, people: Authenticator, machines: MachineAuthenticator) -> None:
+        self._people = people
+        self._machines = machines
 
-    async def Authenticate(
-        self, request: authentication_pb2.AuthenticateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> authentication_pb2.AuthenticateResponse:
-        kind = request.WhichOneof("credential")
-        wanted = _wanted(request, is_person=kind == "password")
-        act = act_of_anyone(context)
-        match kind:
-            case "password":
-                person = request.password
-                issued = await self._authenticator.by_password(person.username, person.password, wanted, act)
+    async def Authenticate(self, request: pb.AuthenticateRequest, context: _Context) -> pb.AuthenticateResponse:
+        act = act_of_anyone(context, request.client_info)
+        if request.WhichOneof("credential") == "password":
+            person, wanted = request.password, _wanted(request)
+            return _response(await self._people.by_password(person.username, person.password, wanted, act))
+        issued = await self._by_machine(request, _wanted_by_machine(request), context, act)
+        return pb.AuthenticateResponse(access=convert.access_grant(issued))
+
+    async def ChangePassword(self, request: pb.ChangePasswordRequest, context: _Context) -> pb.ChangePasswordResponse:
+        changed = await self._people.change_password(
+            request.username,
+            request.current_password,
+            request.new_password,
+            _wanted(request),
+            act_of_anyone(context, request.client_info),
+        )
+        if isinstance(changed, OpenedSession):
+            return pb.ChangePasswordResponse(session=convert.session_grant(changed))
+        if changed.refresh_text is None:
+            return pb.ChangePasswordResponse(access=convert.access_grant(changed))
+        return pb.ChangePasswordResponse(tokens=convert.token_set(changed))
+
+    async def _by_machine(self, request: pb.AuthenticateRequest, wanted: Wanted, context: _Context, act: Act) -> Issued:
+        match request.WhichOneof("credential"):
             case "client_secret":
                 client = request.client_secret
                 raw_secret = convert.presented(client.client_secret, "client_secret.client_secret")
-                issued = await self._authenticator.by_client_secret(client.client_id, raw_secret, wanted, act)
+                return await self._machines.by_client_secret(client.client_id, raw_secret, wanted, act)
+            case "api_key":
+                raw_key = convert.presented(request.api_key.api_key, "api_key.api_key")
+                return await self._machines.by_api_key(raw_key, wanted, act)
+            case "client_assertion":
+                raw = convert.presented(request.client_assertion.assertion, "client_assertion.assertion")
+                return await self._machines.by_assertion(raw, wanted, act)
+            case "certificate":
+                return await self._machines.by_certificate(certificate_chain(context), wanted, act)
             case _:
-                raise InvalidRequest("give exactly one of password and client_secret", "credential")
-        return _response(issued)
+                raise InvalidRequest(
+                    "give exactly one of password, client_secret, api_key, client_assertion and certificate",
+                    "credential",
+                )
 
 
-def _wanted(request: authentication_pb2.AuthenticateRequest, is_person: bool) -> Wanted:
-    grant_type = request.grant_type
-    if grant_type not in _GRANT_TYPES:
-        raise InvalidRequest("use GRANT_TYPE_TOKENS or GRANT_TYPE_ACCESS_TOKEN", "grant_type")
-    if grant_type == authentication_pb2.GRANT_TYPE_TOKENS and not is_person:
-        raise InvalidRequest("a client secret gives access tokens only", "grant_type")
-    if len(request.audience) > 128:
-        raise InvalidRequest("at most 128 characters", "audience")
-    with_refresh = is_person and grant_type != authentication_pb2.GRANT_TYPE_ACCESS_TOKEN
-    return Wanted(request.audience, convert.scopes(request.scopes), with_refresh)
+def _wanted(request: _Request) -> Wanted:
+    form = _FORMS.get(request.grant_type)
+    if form is None:
+        raise InvalidRequest(f"use one of {', '.join(pb.GrantType.keys()[1:])}", "grant_type")
+    if request.audiences and form is not Form.SESSION:
+        raise InvalidRequest("this is for GRANT_TYPE_SESSION: a token has one audience", "audiences")
+    return Wanted(_audiences(request.audience, request.audiences), convert.scopes(request.scopes), form)
 
 
-def _response(issued: Issued) -> authentication_pb2.AuthenticateResponse:
-    if issued.refresh_text is None:
-        return authentication_pb2.AuthenticateResponse(access=convert.access_grant(issued))
-    return authentication_pb2.AuthenticateResponse(tokens=convert.token_set(issued))
+def _wanted_by_machine(request: pb.AuthenticateRequest) -> Wanted:
+    if request.grant_type not in (pb.GRANT_TYPE_UNSPECIFIED, pb.GRANT_TYPE_ACCESS_TOKEN):
+        raise InvalidRequest("a machine's credential gives access tokens only", "grant_type")
+    if request.audiences:
+        raise InvalidRequest("this is for GRANT_TYPE_SESSION: a token has one audience", "audiences")
+    return Wanted(_audiences(request.audience, ()), convert.scopes(request.scopes), Form.ACCESS_TOKEN)
+
+
+def _audiences(audience: str, audiences: Sequence[str]) -> tuple[str, ...]:
+    if audience and audiences:
+        raise InvalidRequest("give audience or audiences, not both", "audiences")
+    if len(audiences) > MAXIMUM_AUDIENCES or any(len(name) > convert.MAXIMUM_NAME for name in (audience, *audiences)):
+        raise InvalidRequest(
+            f"at most {MAXIMUM_AUDIENCES} names of at most {convert.MAXIMUM_NAME} characters", "audience"
+        )
+    return (audience,) if audience else tuple(audiences)
+
+
+def _response(result: Issued | OpenedSession | ChangeRequired) -> pb.AuthenticateResponse:
+    match result:
+        case OpenedSession():
+            return pb.AuthenticateResponse(session=convert.session_grant(result))
+        case ChangeRequired():
+            return pb.AuthenticateResponse(challenge=pb.Challenge(kind=pb.CHALLENGE_KIND_PASSWORD_CHANGE))
+        case Issued(refresh_text=None):
+            return pb.AuthenticateResponse(access=convert.access_grant(result))
+        case _:
+            return pb.AuthenticateResponse(tokens=convert.token_set(result))

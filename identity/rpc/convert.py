@@ -6,17 +6,20 @@ import binascii
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from identity.domain.minting import Issued
-from identity.domain.secrets import refuse_token_text
+from identity.domain.introspect import NO_END, Active
+from identity.domain.minting import Issued, OpenedSession
+from identity.domain.texts import check_text
 from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
 from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
 from identity_client.errors import InvalidRequest
-from identity_client.tokens.claims import Claims
+from identity_client.principal import BearerKind
 from identity_client.trust.entries import id_bytes, id_text
 
 MAXIMUM_TEXT_BYTES = 4096
+MAXIMUM_NAME = 128
 MAXIMUM_SCOPES = 64
 MAXIMUM_ROLES = 64
 MAXIMUM_NOTE_CHARACTERS = 256
@@ -27,6 +30,11 @@ _STANDINGS = {
     Standing.LIVE: trust_pb2.TOKEN_STANDING_LIVE,
     Standing.REVOKED: trust_pb2.TOKEN_STANDING_REVOKED,
     Standing.OUTDATED: trust_pb2.TOKEN_STANDING_OUTDATED,
+}
+_BEARERS = {
+    BearerKind.ACCESS_TOKEN: token_pb2.TOKEN_KIND_ACCESS_TOKEN,
+    BearerKind.SESSION: token_pb2.TOKEN_KIND_SESSION,
+    BearerKind.API_KEY: token_pb2.TOKEN_KIND_API_KEY,
 }
 
 
@@ -82,13 +90,15 @@ def presented_batch(texts: Sequence[str]) -> list[str]:
 
 def note(text: str) -> str:
     """An administrator's reason, for the audit log. Raises InvalidRequest."""
-    if len(text) > MAXIMUM_NOTE_CHARACTERS:
-        raise InvalidRequest(f"at most {MAXIMUM_NOTE_CHARACTERS} characters", "reason")
-    if not text.isprintable():
-        raise InvalidRequest("control characters are not allowed", "reason")
-    for word in text.split():
-        refuse_token_text(word, "reason")
-    return text
+    return check_text(text, MAXIMUM_NOTE_CHARACTERS, "reason")
+
+
+def mask(message: FieldMask, changeable: Sequence[str]) -> frozenset[str]:
+    """What an update is to change: at least one path, each of *changeable*. Raises InvalidRequest."""
+    paths = frozenset(message.paths)
+    if not paths or not paths.issubset(changeable):
+        raise InvalidRequest(f"name what is to change: {', '.join(changeable)}", "update_mask")
+    return paths
 
 
 def scopes(texts: Sequence[str]) -> tuple[str, ...]:
@@ -108,6 +118,7 @@ def account(value: Account) -> account_pb2.Account:
         generation=value.generation,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+        password_change_required=value.password_change_required,
     )
     if value.disable_time is not None:
         message.disable_time.CopyFrom(timestamp(value.disable_time))
@@ -130,16 +141,30 @@ def token_set(issued: Issued) -> authentication_pb2.TokenSet:
         access_token=issued.access.text,
         access_token_expire_time=timestamp(issued.access.expire_time),
         refresh_token=issued.refresh_text or "",
-        refresh_token_expire_time=timestamp(issued.snapshot.refresh_expire_time or 0),
+        refresh_token_expire_time=timestamp(issued.snapshot.idle_expire_time or 0),
         session_id=issued.snapshot.grant_id,
         scopes=issued.snapshot.scopes,
     )
 
 
-def introspection(claims: Claims | None) -> token_pb2.IntrospectResponse:
+def session_grant(opened: OpenedSession) -> authentication_pb2.SessionGrant:
+    """A session token."""
+    snapshot = opened.snapshot
+    return authentication_pb2.SessionGrant(
+        session_token=opened.session_text,
+        session_id=snapshot.grant_id,
+        idle_expire_time=timestamp(snapshot.idle_expire_time or 0),
+        absolute_expire_time=timestamp(snapshot.absolute_expire_time or 0),
+        audiences=opened.audiences,
+        scopes=snapshot.scopes,
+    )
+
+
+def introspection(active: Active | None) -> token_pb2.IntrospectResponse:
     """What may be said of a token: everything, or that it is not active."""
-    if claims is None:
+    if active is None:
         return token_pb2.IntrospectResponse()
+    claims = active.claims
     message = token_pb2.IntrospectResponse(
         active=True,
         token_id=claims.token_id,
@@ -150,14 +175,16 @@ def introspection(claims: Claims | None) -> token_pb2.IntrospectResponse:
         scopes=claims.scopes,
         roles=claims.roles,
         issue_time=timestamp(claims.issue_time),
-        expire_time=timestamp(claims.expire_time),
-        kind=token_pb2.TOKEN_KIND_ACCESS_TOKEN,
+        kind=_BEARERS[active.kind],
         generation=claims.generation,
         policy_version=claims.policy_version,
         authentication_methods=claims.authentication_methods,
         certificate_thumbprint=claims.certificate_thumbprint,
         key_id=claims.key_id,
+        actors=claims.actors,
     )
+    if claims.expire_time != NO_END:
+        message.expire_time.CopyFrom(timestamp(claims.expire_time))
     if claims.authentication_time is not None:
         message.authentication_time.CopyFrom(timestamp(claims.authentication_time))
     return message

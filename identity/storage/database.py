@@ -16,15 +16,19 @@ from identity.storage.access import Access
 from identity.storage.readers import THREADS, Readers
 from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
+from identity.storage.sql.credentials import SqlCredentialStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.revocations import SqlRevocationStore
+from identity.storage.sql.roles import SqlRoleStore
+from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
+from identity.storage.sql.sweep import SqlSweeper
 from identity.storage.tables import feed_head
 from identity.storage.writer import Writer
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration."""
 
 
@@ -42,7 +46,11 @@ class Stores:
         self._readers = Readers(self._engines[1])
         self._access = access = Access(self._writer, self._readers, clock)
         self.accounts = SqlAccountStore(access)
+        self.roles = SqlRoleStore(access)
+        self.sessions = SqlSessionStore(access)
+        self.credentials = SqlCredentialStore(access)
         self.grants = SqlGrantStore(access)
+        self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
         self.audit = SqlAuditStore(access, clock)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
 )
 
 metadata = MetaData()
@@ -33,6 +35,27 @@ accounts = Table(
     Column("create_time", BigInteger, nullable=False),
     Column("update_time", BigInteger, nullable=False),
     Column("disable_time", BigInteger),
+    Column("password_change_required", Boolean, nullable=False, server_default=false()),
+)
+
+roles = Table(
+    "roles",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("scopes", Text, nullable=False),  # separated by spaces, sorted
+    Column("description", Text, nullable=False),
+    Column("is_built_in", Boolean, nullable=False),
+    Column("minimum_policy_version", BigInteger, nullable=False),  # tokens of an older policy are outdated
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+)
+
+policy = Table(
+    "policy",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),  # moves with every change of a role
+    Column("stamp", Text, nullable=False),  # random, and new with it: names what may be remembered of the roles
 )
 
 grants = Table(
@@ -46,19 +69,43 @@ grants = Table(
     Column("end_reason", Text),
     # When the last access token issued under the grant expires; 0 before the first.
     Column("latest_expire_time", BigInteger, nullable=False),
-    # Of a machine's secret:
-    Column("secret_hash", LargeBinary),
+    # A session: when it ends unless it is used. A credential: when it ends, null for never.
+    Column("expire_time", BigInteger),
+    Column("audiences", Text, nullable=False),  # separated by spaces; empty for any
+    Column("requested_scopes", Text, nullable=False),  # separated by spaces; empty for all
+    Column("last_used_time", BigInteger),  # to the minute
+    Column("secret_hash", LargeBinary),  # of a client secret, an API key or a session token: SHA-256
+    # Of a credential:
+    Column("display_name", Text),
+    Column("api_key_use", Text),
+    Column("lookup_name", Text),  # what is presented: a key's thumbprint, or a name in certificates
+    Column("public_x", LargeBinary),
+    Column("public_y", LargeBinary),
     # Of a session:
-    Column("audience", Text),
-    Column("requested_scopes", Text),  # separated by spaces; empty for all
     Column("authentication_time", BigInteger),
     Column("count", BigInteger),
     Column("salt", LargeBinary),
     Column("grace_until", BigInteger),
     Column("idle_lifetime", BigInteger),
-    Column("expire_time", BigInteger),
     Column("absolute_expire_time", BigInteger),
-    Index("grants_by_account", "account_id"),
+    Column("ip_address", Text),
+    Column("user_agent", Text),
+)
+Index("grants_by_account", grants.c.account_id, grants.c.create_time, grants.c.grant_id)
+Index(
+    "live_grants_by_lookup_name",
+    grants.c.lookup_name,
+    unique=True,
+    sqlite_where=grants.c.end_time.is_(None) & grants.c.lookup_name.is_not(None),
+)
+
+used_assertions = Table(
+    "used_assertions",
+    metadata,
+    Column("grant_id", Text, primary_key=True),
+    Column("assertion_hash", LargeBinary, primary_key=True),  # SHA-256 of the claim jti
+    Column("expire_time", BigInteger, nullable=False),  # from then on the assertion is refused as expired
+    Index("used_assertions_by_expiry", "expire_time"),
 )
 
 revocations = Table(

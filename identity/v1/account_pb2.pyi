@@ -58,6 +58,7 @@ class Account(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DISABLE_TIME_FIELD_NUMBER: _builtins.int
+    PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """The account's id, the claim sub."""
     kind: Global___AccountKind.ValueType
@@ -66,6 +67,8 @@ class Account(_message.Message):
     """The unique name."""
     generation: _builtins.int
     """Counts every change after which older tokens are outdated, the claim gen."""
+    password_change_required: _builtins.bool
+    """Whether a log-in by password answers a challenge until the password is changed."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The roles, sorted."""
@@ -93,10 +96,11 @@ class Account(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         disable_time: _timestamp_pb2.Timestamp | None = ...,
+        password_change_required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "disable_time", b"disable_time", "generation", b"generation", "kind", b"kind", "roles", b"roles", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "disable_time", b"disable_time", "generation", b"generation", "kind", b"kind", "password_change_required", b"password_change_required", "roles", b"roles", "update_time", b"update_time", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,15 +115,16 @@ class CreateUserRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """1-128 characters without control characters or spaces at the ends."""
     password: _builtins.str
     """The password: 12 characters to 1,024 bytes."""
+    password_change_required: _builtins.bool
+    """Whether the user must change the password at the first log-in."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 32 roles, each of a-z, 0-9, '.', '_' and '-', beginning with a letter, 1-64 characters.
-        "admin" and "peer" grant this service's own scopes.
-        """
+        """The names of at most 32 roles, which must exist (RoleService)."""
 
     def __init__(
         self,
@@ -127,10 +132,11 @@ class CreateUserRequest(_message.Message):
         username: _builtins.str = ...,
         password: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        password_change_required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "roles", b"roles", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "password_change_required", b"password_change_required", "roles", b"roles", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,8 +79,8 @@ class AccountServiceServicer(object):
     """
 
     def CreateUser(self, request, context):
-        """Creates a user. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS,
-        OVERLOADED, DEPENDENCY_DOWN.
+        """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+        ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,8 @@ class AccountServiceServicer(object):
 
     def CreateServiceAccount(self, request, context):
         """Creates a service account with its first client secret, which is shown in this answer alone.
-        Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
+        DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,8 +113,8 @@ class AccountServiceServicer(object):
 
     def SetRoles(self, request, context):
         """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
-        DEPENDENCY_DOWN.
+        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

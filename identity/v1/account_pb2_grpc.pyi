@@ -36,12 +36,13 @@ class AccountServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AccountServiceAsyncStub: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_account_pb2.CreateUserRequest, _account_pb2.CreateUserResponse]
-    """Creates a user. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS,
-    OVERLOADED, DEPENDENCY_DOWN.
+    """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+    ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
     """
     CreateServiceAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.CreateServiceAccountRequest, _account_pb2.CreateServiceAccountResponse]
     """Creates a service account with its first client secret, which is shown in this answer alone.
-    Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
+    DEPENDENCY_DOWN.
     """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]
     """Answers one account. Needs identity.admin.read. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
@@ -53,8 +54,8 @@ class AccountServiceStub:
     """
     SetRoles: _grpc.UnaryUnaryMultiCallable[_account_pb2.SetRolesRequest, _account_pb2.SetRolesResponse]
     """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
-    DEPENDENCY_DOWN.
+    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     DisableAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.DisableAccountRequest, _account_pb2.DisableAccountResponse]
     """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
@@ -74,12 +75,13 @@ class AccountServiceAsyncStub(AccountServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateUserRequest, _account_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """Creates a user. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS,
-    OVERLOADED, DEPENDENCY_DOWN.
+    """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+    ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
     """
     CreateServiceAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateServiceAccountRequest, _account_pb2.CreateServiceAccountResponse]  # type: ignore[assignment]
     """Creates a service account with its first client secret, which is shown in this answer alone.
-    Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
+    DEPENDENCY_DOWN.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Answers one account. Needs identity.admin.read. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
@@ -91,8 +93,8 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """
     SetRoles: _aio.UnaryUnaryMultiCallable[_account_pb2.SetRolesRequest, _account_pb2.SetRolesResponse]  # type: ignore[assignment]
     """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
-    DEPENDENCY_DOWN.
+    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     DisableAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.DisableAccountRequest, _account_pb2.DisableAccountResponse]  # type: ignore[assignment]
     """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
@@ -115,8 +117,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.CreateUserResponse, _abc.Awaitable[_account_pb2.CreateUserResponse]]:
-        """Creates a user. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS,
-        OVERLOADED, DEPENDENCY_DOWN.
+        """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+        ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -126,7 +128,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.CreateServiceAccountResponse, _abc.Awaitable[_account_pb2.CreateServiceAccountResponse]]:
         """Creates a service account with its first client secret, which is shown in this answer alone.
-        Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
+        DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -156,8 +159,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.SetRolesResponse, _abc.Awaitable[_account_pb2.SetRolesResponse]]:
         """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
-        DEPENDENCY_DOWN.
+        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

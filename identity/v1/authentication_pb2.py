@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n identity/v1/authentication.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"=\n\x12PasswordCredential\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\"G\n\x16\x43lientSecretCredential\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xe4\x01\n\x13\x41uthenticateRequest\x12\x33\n\x08password\x18\x01 \x01(\x0b\x32\x1f.identity.v1.PasswordCredentialH\x00\x12<\n\rclient_secret\x18\x02 \x01(\x0b\x32#.identity.v1.ClientSecretCredentialH\x00\x12*\n\ngrant_type\x18\x03 \x01(\x0e\x32\x16.identity.v1.GrantType\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\tB\x0c\n\ncredential\"u\n\x14\x41uthenticateResponse\x12\'\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.identity.v1.TokenSetH\x00\x12*\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.identity.v1.AccessGrantH\x00\x42\x08\n\x06result\"\xe2\x01\n\x08TokenSet\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01\x12=\n\x19refresh_token_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\"\x88\x01\n\x0b\x41\x63\x63\x65ssGrant\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08grant_id\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t*[\n\tGrantType\x12\x1a\n\x16GRANT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11GRANT_TYPE_TOKENS\x10\x01\x12\x1b\n\x17GRANT_TYPE_ACCESS_TOKEN\x10\x02\x32t\n\x15\x41uthenticationService\x12[\n\x0c\x41uthenticate\x12 .identity.v1.AuthenticateRequest\x1a!.identity.v1.AuthenticateResponse\"\x06\xba\xd7\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n identity/v1/authentication.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"=\n\x12PasswordCredential\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\"G\n\x16\x43lientSecretCredential\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"(\n\x10\x41piKeyCredential\x12\x14\n\x07\x61pi_key\x18\x01 \x01(\tB\x03\x80\x01\x01\"3\n\x19\x43lientAssertionCredential\x12\x16\n\tassertion\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x17\n\x15\x43\x65rtificateCredential\"4\n\nClientInfo\x12\x12\n\nip_address\x18\x01 \x01(\t\x12\x12\n\nuser_agent\x18\x02 \x01(\t\"\xd6\x03\n\x13\x41uthenticateRequest\x12\x33\n\x08password\x18\x01 \x01(\x0b\x32\x1f.identity.v1.PasswordCredentialH\x00\x12<\n\rclient_secret\x18\x02 \x01(\x0b\x32#.identity.v1.ClientSecretCredentialH\x00\x12\x30\n\x07\x61pi_key\x18\x06 \x01(\x0b\x32\x1d.identity.v1.ApiKeyCredentialH\x00\x12\x42\n\x10\x63lient_assertion\x18\x07 \x01(\x0b\x32&.identity.v1.ClientAssertionCredentialH\x00\x12\x39\n\x0b\x63\x65rtificate\x18\x08 \x01(\x0b\x32\".identity.v1.CertificateCredentialH\x00\x12*\n\ngrant_type\x18\x03 \x01(\x0e\x32\x16.identity.v1.GrantType\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12\x11\n\taudiences\x18\t \x03(\t\x12,\n\x0b\x63lient_info\x18\n \x01(\x0b\x32\x17.identity.v1.ClientInfoB\x0c\n\ncredential\"\xd0\x01\n\x14\x41uthenticateResponse\x12\'\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.identity.v1.TokenSetH\x00\x12*\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.identity.v1.AccessGrantH\x00\x12,\n\x07session\x18\x03 \x01(\x0b\x32\x19.identity.v1.SessionGrantH\x00\x12+\n\tchallenge\x18\x04 \x01(\x0b\x32\x16.identity.v1.ChallengeH\x00\x42\x08\n\x06result\"\xf2\x01\n\x15\x43hangePasswordRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x1d\n\x10\x63urrent_password\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x19\n\x0cnew_password\x18\x03 \x01(\tB\x03\x80\x01\x01\x12*\n\ngrant_type\x18\x04 \x01(\x0e\x32\x16.identity.v1.GrantType\x12\x10\n\x08\x61udience\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12\x11\n\taudiences\x18\x07 \x03(\t\x12,\n\x0b\x63lient_info\x18\x08 \x01(\x0b\x32\x17.identity.v1.ClientInfo\"\xa5\x01\n\x16\x43hangePasswordResponse\x12\'\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.identity.v1.TokenSetH\x00\x12*\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.identity.v1.AccessGrantH\x00\x12,\n\x07session\x18\x03 \x01(\x0b\x32\x19.identity.v1.SessionGrantH\x00\x42\x08\n\x06result\"\xe2\x01\n\x08TokenSet\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rrefresh_token\x18\x03 \x01(\tB\x03\x80\x01\x01\x12=\n\x19refresh_token_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\"\x88\x01\n\x0b\x41\x63\x63\x65ssGrant\x12\x19\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12<\n\x18\x61\x63\x63\x65ss_token_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08grant_id\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\"\xd1\x01\n\x0cSessionGrant\x12\x1a\n\rsession_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x34\n\x10idle_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x61\x62solute_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\taudiences\x18\x05 \x03(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\"5\n\tChallenge\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.identity.v1.ChallengeKind*s\n\tGrantType\x12\x1a\n\x16GRANT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11GRANT_TYPE_TOKENS\x10\x01\x12\x1b\n\x17GRANT_TYPE_ACCESS_TOKEN\x10\x02\x12\x16\n\x12GRANT_TYPE_SESSION\x10\x03*S\n\rChallengeKind\x12\x1e\n\x1a\x43HALLENGE_KIND_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43HALLENGE_KIND_PASSWORD_CHANGE\x10\x01\x32\xd7\x01\n\x15\x41uthenticationService\x12[\n\x0c\x41uthenticate\x12 .identity.v1.AuthenticateRequest\x1a!.identity.v1.AuthenticateResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12\x61\n\x0e\x43hangePassword\x12\".identity.v1.ChangePasswordRequest\x1a#.identity.v1.ChangePasswordResponse\"\x06\xba\xd7\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PASSWORDCREDENTIAL'].fields_by_name['password']._serialized_options = b'\200\001\001'
   _globals['_CLIENTSECRETCREDENTIAL'].fields_by_name['client_secret']._loaded_options = None
   _globals['_CLIENTSECRETCREDENTIAL'].fields_by_name['client_secret']._serialized_options = b'\200\001\001'
+  _globals['_APIKEYCREDENTIAL'].fields_by_name['api_key']._loaded_options = None
+  _globals['_APIKEYCREDENTIAL'].fields_by_name['api_key']._serialized_options = b'\200\001\001'
+  _globals['_CLIENTASSERTIONCREDENTIAL'].fields_by_name['assertion']._loaded_options = None
+  _globals['_CLIENTASSERTIONCREDENTIAL'].fields_by_name['assertion']._serialized_options = b'\200\001\001'
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._loaded_options = None
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._serialized_options = b'\200\001\001'
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._loaded_options = None
+  _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._serialized_options = b'\200\001\001'
   _globals['_TOKENSET'].fields_by_name['access_token']._loaded_options = None
   _globals['_TOKENSET'].fields_by_name['access_token']._serialized_options = b'\200\001\001'
   _globals['_TOKENSET'].fields_by_name['refresh_token']._loaded_options = None
   _globals['_TOKENSET'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001'
   _globals['_ACCESSGRANT'].fields_by_name['access_token']._loaded_options = None
   _globals['_ACCESSGRANT'].fields_by_name['access_token']._serialized_options = b'\200\001\001'
+  _globals['_SESSIONGRANT'].fields_by_name['session_token']._loaded_options = None
+  _globals['_SESSIONGRANT'].fields_by_name['session_token']._serialized_options = b'\200\001\001'
   _globals['_AUTHENTICATIONSERVICE'].methods_by_name['Authenticate']._loaded_options = None
   _globals['_AUTHENTICATIONSERVICE'].methods_by_name['Authenticate']._serialized_options = b'\272\327\030\002\010\001'
-  _globals['_GRANTTYPE']._serialized_start=962
-  _globals['_GRANTTYPE']._serialized_end=1053
+  _globals['_AUTHENTICATIONSERVICE'].methods_by_name['ChangePassword']._loaded_options = None
+  _globals['_AUTHENTICATIONSERVICE'].methods_by_name['ChangePassword']._serialized_options = b'\272\327\030\002\010\001'
+  _globals['_GRANTTYPE']._serialized_start=2150
+  _globals['_GRANTTYPE']._serialized_end=2265
+  _globals['_CHALLENGEKIND']._serialized_start=2267
+  _globals['_CHALLENGEKIND']._serialized_end=2350
   _globals['_PASSWORDCREDENTIAL']._serialized_start=108
   _globals['_PASSWORDCREDENTIAL']._serialized_end=169
   _globals['_CLIENTSECRETCREDENTIAL']._serialized_start=171
   _globals['_CLIENTSECRETCREDENTIAL']._serialized_end=242
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=245
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=473
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=475
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=592
-  _globals['_TOKENSET']._serialized_start=595
-  _globals['_TOKENSET']._serialized_end=821
-  _globals['_ACCESSGRANT']._serialized_start=824
-  _globals['_ACCESSGRANT']._serialized_end=960
-  _globals['_AUTHENTICATIONSERVICE']._serialized_start=1055
-  _globals['_AUTHENTICATIONSERVICE']._serialized_end=1171
+  _globals['_APIKEYCREDENTIAL']._serialized_start=244
+  _globals['_APIKEYCREDENTIAL']._serialized_end=284
+  _globals['_CLIENTASSERTIONCREDENTIAL']._serialized_start=286
+  _globals['_CLIENTASSERTIONCREDENTIAL']._serialized_end=337
+  _globals['_CERTIFICATECREDENTIAL']._serialized_start=339
+  _globals['_CERTIFICATECREDENTIAL']._serialized_end=362
+  _globals['_CLIENTINFO']._serialized_start=364
+  _globals['_CLIENTINFO']._serialized_end=416
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=419
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=889
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=892
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=1100
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=1103
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=1345
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=1348
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=1513
+  _globals['_TOKENSET']._serialized_start=1516
+  _globals['_TOKENSET']._serialized_end=1742
+  _globals['_ACCESSGRANT']._serialized_start=1745
+  _globals['_ACCESSGRANT']._serialized_end=1881
+  _globals['_SESSIONGRANT']._serialized_start=1884
+  _globals['_SESSIONGRANT']._serialized_end=2093
+  _globals['_CHALLENGE']._serialized_start=2095
+  _globals['_CHALLENGE']._serialized_end=2148
+  _globals['_AUTHENTICATIONSERVICE']._serialized_start=2353
+  _globals['_AUTHENTICATIONSERVICE']._serialized_end=2568
 # @@protoc_insertion_point(module_scope)

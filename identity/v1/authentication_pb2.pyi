@@ -32,6 +32,8 @@ class _GrantTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrantType.V
     """An access token and a refresh token. For passwords only."""
     GRANT_TYPE_ACCESS_TOKEN: _GrantType.ValueType  # 2
     """An access token alone."""
+    GRANT_TYPE_SESSION: _GrantType.ValueType  # 3
+    """An opaque session token alone. For passwords only."""
 
 class GrantType(_GrantType, metaclass=_GrantTypeEnumTypeWrapper):
     """What the caller wants in return for a credential."""
@@ -42,7 +44,29 @@ GRANT_TYPE_TOKENS: GrantType.ValueType  # 1
 """An access token and a refresh token. For passwords only."""
 GRANT_TYPE_ACCESS_TOKEN: GrantType.ValueType  # 2
 """An access token alone."""
+GRANT_TYPE_SESSION: GrantType.ValueType  # 3
+"""An opaque session token alone. For passwords only."""
 Global___GrantType: _TypeAlias = GrantType  # noqa: Y015
+
+class _ChallengeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChallengeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChallengeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHALLENGE_KIND_UNSPECIFIED: _ChallengeKind.ValueType  # 0
+    """Never sent."""
+    CHALLENGE_KIND_PASSWORD_CHANGE: _ChallengeKind.ValueType  # 1
+    """The password must be changed: call ChangePassword."""
+
+class ChallengeKind(_ChallengeKind, metaclass=_ChallengeKindEnumTypeWrapper):
+    """What a challenge asks for."""
+
+CHALLENGE_KIND_UNSPECIFIED: ChallengeKind.ValueType  # 0
+"""Never sent."""
+CHALLENGE_KIND_PASSWORD_CHANGE: ChallengeKind.ValueType  # 1
+"""The password must be changed: call ChangePassword."""
+Global___ChallengeKind: _TypeAlias = ChallengeKind  # noqa: Y015
 
 @_typing.final
 class PasswordCredential(_message.Message):
@@ -55,7 +79,7 @@ class PasswordCredential(_message.Message):
     username: _builtins.str
     """The user's username, 1-128 characters; case and Unicode form do not matter."""
     password: _builtins.str
-    """The password, at most 1,024 bytes."""
+    """The password, at most 1,024 bytes; the Unicode form does not matter."""
     def __init__(
         self,
         *,
@@ -97,6 +121,100 @@ class ClientSecretCredential(_message.Message):
 Global___ClientSecretCredential: _TypeAlias = ClientSecretCredential  # noqa: Y015
 
 @_typing.final
+class ApiKeyCredential(_message.Message):
+    """An API key for exchange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    api_key: _builtins.str
+    """The key's text, idk_..."""
+    def __init__(
+        self,
+        *,
+        api_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApiKeyCredential: _TypeAlias = ApiKeyCredential  # noqa: Y015
+
+@_typing.final
+class ClientAssertionCredential(_message.Message):
+    """An assertion signed by a service account (RFC 7523 section 2.2, private_key_jwt)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSERTION_FIELD_NUMBER: _builtins.int
+    assertion: _builtins.str
+    """A JWT. Header: alg ES256, kid the key_id of one of the account's public keys. Payload: iss and
+    sub the account's username, aud this issuer's name, exp at most 5 minutes ahead, jti 1-128
+    characters that are used once; iat and nbf are checked where present.
+    """
+    def __init__(
+        self,
+        *,
+        assertion: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientAssertionCredential: _TypeAlias = ClientAssertionCredential  # noqa: Y015
+
+@_typing.final
+class CertificateCredential(_message.Message):
+    """The TLS client certificate of the connection: one of its SPIFFE or DNS names is registered to a
+    service account. The access token is bound to the certificate (RFC 8705).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateCredential: _TypeAlias = CertificateCredential  # noqa: Y015
+
+@_typing.final
+class ClientInfo(_message.Message):
+    """Where a call that someone forwards for a user comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_ADDRESS_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    ip_address: _builtins.str
+    """The user's IP address. Believed only from a caller whose access token, sent along with the
+    call, has the scope identity.forward; from others it is refused.
+    """
+    user_agent: _builtins.str
+    """What the user's agent calls itself, at most 256 characters."""
+    def __init__(
+        self,
+        *,
+        ip_address: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_address", b"ip_address", "user_agent", b"user_agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientInfo: _TypeAlias = ClientInfo  # noqa: Y015
+
+@_typing.final
 class AuthenticateRequest(_message.Message):
     """Request of Authenticate."""
 
@@ -104,13 +222,20 @@ class AuthenticateRequest(_message.Message):
 
     PASSWORD_FIELD_NUMBER: _builtins.int
     CLIENT_SECRET_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
+    CLIENT_ASSERTION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     GRANT_TYPE_FIELD_NUMBER: _builtins.int
     AUDIENCE_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    CLIENT_INFO_FIELD_NUMBER: _builtins.int
     grant_type: Global___GrantType.ValueType
     """What to issue."""
     audience: _builtins.str
-    """The service or group that the tokens are for; empty means the configured default group."""
+    """The service or group that the tokens are for; empty means the configured default group, or, for
+    a credential that is bound to audiences without it, the credential's first audience.
+    """
     @_builtins.property
     def password(self) -> Global___PasswordCredential:
         """A user's password."""
@@ -120,25 +245,53 @@ class AuthenticateRequest(_message.Message):
         """A service account's client secret."""
 
     @_builtins.property
+    def api_key(self) -> Global___ApiKeyCredential:
+        """An API key."""
+
+    @_builtins.property
+    def client_assertion(self) -> Global___ClientAssertionCredential:
+        """A signed assertion."""
+
+    @_builtins.property
+    def certificate(self) -> Global___CertificateCredential:
+        """The connection's client certificate."""
+
+    @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes to issue, a subset of what the account's roles grant; empty means all of them. Scopes
-        of this service, identity.*, are issued only in tokens whose audience is this service.
+        """The scopes to issue, a subset of what the account's roles and the credential grant; empty means
+        all of them. Scopes of this service, identity.*, are issued only in tokens whose audience is this
+        service.
         """
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For GRANT_TYPE_SESSION, in place of audience: the services and groups at which the session
+        token is good, at most 16.
+        """
+
+    @_builtins.property
+    def client_info(self) -> Global___ClientInfo:
+        """Where the user is, when someone forwards the call for them."""
 
     def __init__(
         self,
         *,
         password: Global___PasswordCredential | None = ...,
         client_secret: Global___ClientSecretCredential | None = ...,
+        api_key: Global___ApiKeyCredential | None = ...,
+        client_assertion: Global___ClientAssertionCredential | None = ...,
+        certificate: Global___CertificateCredential | None = ...,
         grant_type: Global___GrantType.ValueType = ...,
         audience: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        client_info: Global___ClientInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_secret", b"client_secret", "credential", b"credential", "password", b"password"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "certificate", b"certificate", "client_assertion", b"client_assertion", "client_info", b"client_info", "client_secret", b"client_secret", "credential", b"credential", "password", b"password"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "client_secret", b"client_secret", "credential", b"credential", "grant_type", b"grant_type", "password", b"password", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "audience", b"audience", "audiences", b"audiences", "certificate", b"certificate", "client_assertion", b"client_assertion", "client_info", b"client_info", "client_secret", b"client_secret", "credential", b"credential", "grant_type", b"grant_type", "password", b"password", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_credential: _TypeAlias = _typing.Literal["password", "client_secret"]  # noqa: Y015
+    _WhichOneofReturnType_credential: _TypeAlias = _typing.Literal["password", "client_secret", "api_key", "client_assertion", "certificate"]  # noqa: Y015
     _WhichOneofArgType_credential: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_credential) -> _WhichOneofReturnType_credential | None: ...
 
@@ -152,6 +305,8 @@ class AuthenticateResponse(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> Global___TokenSet:
         """For GRANT_TYPE_TOKENS."""
@@ -160,21 +315,127 @@ class AuthenticateResponse(_message.Message):
     def access(self) -> Global___AccessGrant:
         """For GRANT_TYPE_ACCESS_TOKEN."""
 
+    @_builtins.property
+    def session(self) -> Global___SessionGrant:
+        """For GRANT_TYPE_SESSION."""
+
+    @_builtins.property
+    def challenge(self) -> Global___Challenge:
+        """The credential is right, and something else is needed before anything is issued."""
+
     def __init__(
         self,
         *,
         tokens: Global___TokenSet | None = ...,
         access: Global___AccessGrant | None = ...,
+        session: Global___SessionGrant | None = ...,
+        challenge: Global___Challenge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "result", b"result", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "challenge", b"challenge", "result", b"result", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "result", b"result", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "challenge", b"challenge", "result", b"result", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["tokens", "access"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["tokens", "access", "session", "challenge"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___AuthenticateResponse: _TypeAlias = AuthenticateResponse  # noqa: Y015
+
+@_typing.final
+class ChangePasswordRequest(_message.Message):
+    """Request of ChangePassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    CURRENT_PASSWORD_FIELD_NUMBER: _builtins.int
+    NEW_PASSWORD_FIELD_NUMBER: _builtins.int
+    GRANT_TYPE_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    CLIENT_INFO_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    """The user's username."""
+    current_password: _builtins.str
+    """The password as it is."""
+    new_password: _builtins.str
+    """The password as it shall be: at least 12 characters, at most 1,024 bytes, none of the common
+    ones, and neither the username nor the current password.
+    """
+    grant_type: Global___GrantType.ValueType
+    """What to issue, as for Authenticate."""
+    audience: _builtins.str
+    """As for Authenticate."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for Authenticate."""
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for Authenticate."""
+
+    @_builtins.property
+    def client_info(self) -> Global___ClientInfo:
+        """As for Authenticate."""
+
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        current_password: _builtins.str = ...,
+        new_password: _builtins.str = ...,
+        grant_type: Global___GrantType.ValueType = ...,
+        audience: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        client_info: Global___ClientInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_info", b"client_info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "audiences", b"audiences", "client_info", b"client_info", "current_password", b"current_password", "grant_type", b"grant_type", "new_password", b"new_password", "scopes", b"scopes", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePasswordRequest: _TypeAlias = ChangePasswordRequest  # noqa: Y015
+
+@_typing.final
+class ChangePasswordResponse(_message.Message):
+    """Response of ChangePassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> Global___TokenSet:
+        """For GRANT_TYPE_TOKENS."""
+
+    @_builtins.property
+    def access(self) -> Global___AccessGrant:
+        """For GRANT_TYPE_ACCESS_TOKEN."""
+
+    @_builtins.property
+    def session(self) -> Global___SessionGrant:
+        """For GRANT_TYPE_SESSION."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Global___TokenSet | None = ...,
+        access: Global___AccessGrant | None = ...,
+        session: Global___SessionGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "result", b"result", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "result", b"result", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["tokens", "access", "session"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ChangePasswordResponse: _TypeAlias = ChangePasswordResponse  # noqa: Y015
 
 @_typing.final
 class TokenSet(_message.Message):
@@ -261,3 +522,75 @@ class AccessGrant(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccessGrant: _TypeAlias = AccessGrant  # noqa: Y015
+
+@_typing.final
+class SessionGrant(_message.Message):
+    """An opaque session token alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    IDLE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ABSOLUTE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    session_token: _builtins.str
+    """The session token, ids_..., sent as "authorization: Bearer ...". Peers introspect it."""
+    session_id: _builtins.str
+    """The session behind it."""
+    @_builtins.property
+    def idle_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the session ends unless it is used: each use, noted at most once a minute, moves it on."""
+
+    @_builtins.property
+    def absolute_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the session ends in any case."""
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the token is good."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes granted now; roles and scopes of a session are read live."""
+
+    def __init__(
+        self,
+        *,
+        session_token: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        idle_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        absolute_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absolute_expire_time", b"absolute_expire_time", "idle_expire_time", b"idle_expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_expire_time", b"absolute_expire_time", "audiences", b"audiences", "idle_expire_time", b"idle_expire_time", "scopes", b"scopes", "session_id", b"session_id", "session_token", b"session_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionGrant: _TypeAlias = SessionGrant  # noqa: Y015
+
+@_typing.final
+class Challenge(_message.Message):
+    """What is needed before anything is issued."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: Global___ChallengeKind.ValueType
+    """What is needed."""
+    def __init__(
+        self,
+        *,
+        kind: Global___ChallengeKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Challenge: _TypeAlias = Challenge  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuthenticationServiceStub(object):
-    """Turns a credential into tokens.
+    """Turns a credential into tokens, and changes passwords.
     """
 
     def __init__(self, channel):
@@ -40,17 +40,35 @@ class AuthenticationServiceStub(object):
                 request_serializer=identity_dot_v1_dot_authentication__pb2.AuthenticateRequest.SerializeToString,
                 response_deserializer=identity_dot_v1_dot_authentication__pb2.AuthenticateResponse.FromString,
                 _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/identity.v1.AuthenticationService/ChangePassword',
+                request_serializer=identity_dot_v1_dot_authentication__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_authentication__pb2.ChangePasswordResponse.FromString,
+                _registered_method=True)
 
 
 class AuthenticationServiceServicer(object):
-    """Turns a credential into tokens.
+    """Turns a credential into tokens, and changes passwords.
     """
 
     def Authenticate(self, request, context):
         """Checks one credential and issues what grant_type asks for. Public.
 
-        Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost. Also answers
-        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, OVERLOADED, DEPENDENCY_DOWN.
+        Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
+        has the cause. A password that must be changed gives a challenge and nothing else. Also answers
+        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+        identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangePassword(self, request, context):
+        """Replaces a user's password and logs in with the new one. Public: the current password is the
+        permission, and is checked as by Authenticate.
+
+        Every other session of the account ends, and its access tokens are outdated at once at every
+        peer. Answers as Authenticate does; INVALID_FIELD names new_password where it breaks a rule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +82,11 @@ def add_AuthenticationServiceServicer_to_server(servicer, server):
                     request_deserializer=identity_dot_v1_dot_authentication__pb2.AuthenticateRequest.FromString,
                     response_serializer=identity_dot_v1_dot_authentication__pb2.AuthenticateResponse.SerializeToString,
             ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=identity_dot_v1_dot_authentication__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_authentication__pb2.ChangePasswordResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'identity.v1.AuthenticationService', rpc_method_handlers)
@@ -73,7 +96,7 @@ def add_AuthenticationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuthenticationService(object):
-    """Turns a credential into tokens.
+    """Turns a credential into tokens, and changes passwords.
     """
 
     @staticmethod
@@ -93,6 +116,33 @@ class AuthenticationService(object):
             '/identity.v1.AuthenticationService/Authenticate',
             identity_dot_v1_dot_authentication__pb2.AuthenticateRequest.SerializeToString,
             identity_dot_v1_dot_authentication__pb2.AuthenticateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.AuthenticationService/ChangePassword',
+            identity_dot_v1_dot_authentication__pb2.ChangePasswordRequest.SerializeToString,
+            identity_dot_v1_dot_authentication__pb2.ChangePasswordResponse.FromString,
             options,
             channel_credentials,
             insecure,

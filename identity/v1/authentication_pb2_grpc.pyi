@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthenticationServiceStub:
-    """Turns a credential into tokens."""
+    """Turns a credential into tokens, and changes passwords."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,24 +36,42 @@ class AuthenticationServiceStub:
     Authenticate: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.AuthenticateRequest, _authentication_pb2.AuthenticateResponse]
     """Checks one credential and issues what grant_type asks for. Public.
 
-    Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost. Also answers
-    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, OVERLOADED, DEPENDENCY_DOWN.
+    Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
+    has the cause. A password that must be changed gives a challenge and nothing else. Also answers
+    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+    identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
+    """
+    ChangePassword: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.ChangePasswordRequest, _authentication_pb2.ChangePasswordResponse]
+    """Replaces a user's password and logs in with the new one. Public: the current password is the
+    permission, and is checked as by Authenticate.
+
+    Every other session of the account ends, and its access tokens are outdated at once at every
+    peer. Answers as Authenticate does; INVALID_FIELD names new_password where it breaks a rule.
     """
 
 @_typing.type_check_only
 class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
-    """Turns a credential into tokens."""
+    """Turns a credential into tokens, and changes passwords."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Authenticate: _aio.UnaryUnaryMultiCallable[_authentication_pb2.AuthenticateRequest, _authentication_pb2.AuthenticateResponse]  # type: ignore[assignment]
     """Checks one credential and issues what grant_type asks for. Public.
 
-    Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost. Also answers
-    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, OVERLOADED, DEPENDENCY_DOWN.
+    Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
+    has the cause. A password that must be changed gives a challenge and nothing else. Also answers
+    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+    identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
+    """
+    ChangePassword: _aio.UnaryUnaryMultiCallable[_authentication_pb2.ChangePasswordRequest, _authentication_pb2.ChangePasswordResponse]  # type: ignore[assignment]
+    """Replaces a user's password and logs in with the new one. Public: the current password is the
+    permission, and is checked as by Authenticate.
+
+    Every other session of the account ends, and its access tokens are outdated at once at every
+    peer. Answers as Authenticate does; INVALID_FIELD names new_password where it breaks a rule.
     """
 
 class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns a credential into tokens."""
+    """Turns a credential into tokens, and changes passwords."""
 
     @_abc_1.abstractmethod
     def Authenticate(
@@ -63,8 +81,23 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_authentication_pb2.AuthenticateResponse, _abc.Awaitable[_authentication_pb2.AuthenticateResponse]]:
         """Checks one credential and issues what grant_type asks for. Public.
 
-        Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost. Also answers
-        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, OVERLOADED, DEPENDENCY_DOWN.
+        Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
+        has the cause. A password that must be changed gives a challenge and nothing else. Also answers
+        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+        identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangePassword(
+        self,
+        request: _authentication_pb2.ChangePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authentication_pb2.ChangePasswordResponse, _abc.Awaitable[_authentication_pb2.ChangePasswordResponse]]:
+        """Replaces a user's password and logs in with the new one. Public: the current password is the
+        permission, and is checked as by Authenticate.
+
+        Every other session of the account ends, and its access tokens are outdated at once at every
+        peer. Answers as Authenticate does; INVALID_FIELD names new_password where it breaks a rule.
         """
 
 def add_AuthenticationServiceServicer_to_server(servicer: AuthenticationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -131,6 +131,10 @@ class FakeIdentity(
         access.access_token_expire_time.FromSeconds(claims.expire_time)
         return authentication_pb2.AuthenticateResponse(access=access)
 
+    async def ChangePassword(self, request: Any, context: Any) -> authentication_pb2.ChangePasswordResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "No peer changes passwords.")
+        return authentication_pb2.ChangePasswordResponse()
+
     async def GetKeys(self, request: Any, context: Any) -> trust_pb2.GetKeysResponse:
         return trust_pb2.GetKeysResponse(key_set=wire.key_set_message(ISSUER, self.keys))
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from identity_client.tokens import compact
+from identity_client.tokens import compact, opaque
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.keys import PublicKey
 from identity_client.trust.entries import id_text
@@ -78,6 +78,11 @@ class Issuer:
     def mint(self, **changes: object) -> str:
         """A token of a user with the role clerk for the group `internal`, with *changes*."""
         return self.sign(self.claims(**changes))  # type: ignore[arg-type]
+
+
+def opaque_text(kind: opaque.Kind, grant_id: str = "") -> str:
+    """A well-formed session token, API key or the like."""
+    return opaque.encode_secret(kind, grant_id or new_id(), secrets.token_bytes(opaque.SECRET_BYTES))
 
 
 def bearer(raw_token: str) -> tuple[tuple[str, str]]:

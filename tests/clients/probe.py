@@ -15,7 +15,7 @@ from identity_client import status
 from identity_client.access.rules import Rule, Rules
 from identity_client.aio.guard import Guard
 from identity_client.errors import IdentityError
-from identity_client.principal import find_principal
+from identity_client.principal import Principal, find_principal
 
 SERVICE = "probe.v1.ProbeService"
 CLERK = Rule(any_roles=frozenset({"clerk"}))
@@ -54,10 +54,12 @@ class Probe:
     """Handlers; *runs* counts those that ran, *cleaned_up* is set by a watch that ended."""
 
     runs: int = 0
+    principal: Principal | None = None
     cleaned_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def unary(self, _request: object, _context: object) -> bytes:
         self.runs += 1
+        self.principal = find_principal()
         before = caller()
         await asyncio.sleep(0)
         return before if before == caller() else b"mixed up"
@@ -155,6 +157,12 @@ class Peer:
         async with asyncio.timeout(10):
             call = self.open(method, metadata)
             return [answer async for answer in call] if hasattr(call, "__aiter__") else [await call]
+
+    async def principal(self, metadata: Any) -> Principal:
+        """Who called, as the handler saw it."""
+        await self.call("UnaryUnary", metadata)
+        assert self.probe.principal is not None
+        return self.probe.principal
 
     async def refusal(self, method: str, metadata: Any = ()) -> IdentityError:
         """What the call was refused with. AssertionError if it was admitted."""

@@ -14,11 +14,13 @@ import pytest
 from identity_client.access.judge import Judge
 from identity_client.aio.guard import Guard
 from identity_client.errors import DependencyDown, IdentityError, TokenRevoked
-from identity_client.principal import Principal
+from identity_client.principal import BearerKind, Principal
+from identity_client.tokens.claims import Claims
+from identity_client.tokens.opaque import Kind
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.entries import Entry, EntryKind
 from identity_client.trust.state import TrustState
-from tests.clients.issuer import FixedClock, Issuer, bearer
+from tests.clients.issuer import FixedClock, Issuer, bearer, opaque_text
 from tests.clients.probe import RULES, SERVICE, SHAPES, Peer
 
 
@@ -243,6 +245,116 @@ async def test_a_caller_whose_token_is_bad_is_not_even_asked_about(peer: Peer, c
 def test_a_guard_that_cannot_confirm_refuses_to_be_built_for_methods_that_demand_it(judge: Judge) -> None:
     with pytest.raises(ValueError, match=re.escape("/probe.v1.ProbeService/Confirmed")):
         Guard(judge, audience="orders")
+
+
+# -- opaque bearers ------------------------------------------------------------------------------------------------
+
+
+class Introspections:
+    """What the identity service knows of opaque texts; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, Claims] = {}
+        self.asked: list[tuple[str, bool]] = []
+
+    async def __call__(self, raw_token: str, is_anew: bool) -> Claims:
+        self.asked.append((raw_token, is_anew))
+        if raw_token not in self.claims:
+            raise TokenRevoked()
+        return self.claims[raw_token]
+
+    def issue(self, kind: Kind, claims: Claims) -> str:
+        """A session token or API key that stands for *claims*."""
+        raw_token = opaque_text(kind, claims.grant_id)
+        self.claims[raw_token] = claims._replace(token_id="", key_id="")
+        return raw_token
+
+
+@pytest.fixture
+def introspections() -> Introspections:
+    return Introspections()
+
+
+@pytest.fixture
+async def asking_peer(
+    judge: Judge, confirmations: Confirmations, introspections: Introspections
+) -> AsyncIterator[Peer]:
+    async with Peer(Guard(judge, audience="orders", confirm=confirmations, introspect=introspections)) as running:
+        yield running
+
+
+OPAQUE_BEARERS = {Kind.SESSION: BearerKind.SESSION, Kind.API_KEY: BearerKind.API_KEY}
+
+
+@pytest.mark.parametrize("kind", OPAQUE_BEARERS)
+async def test_a_handler_knows_the_account_behind_an_opaque_bearer_as_it_knows_that_of_a_token(
+    asking_peer: Peer, issuer: Issuer, introspections: Introspections, kind: Kind
+) -> None:
+    claims = issuer.claims(scopes=("orders.read",), authentication_time=1_899_999_999)
+    [by_token, by_text] = [
+        await asking_peer.principal(bearer(raw_token))
+        for raw_token in (issuer.sign(claims), introspections.issue(kind, claims))
+    ]
+    assert by_text.kind is OPAQUE_BEARERS[kind]
+    for name in ("subject", "client_id", "grant_id", "audience", "scopes", "roles", "generation", "policy_version"):
+        assert getattr(by_text, name) == getattr(by_token, name)
+    assert by_text.authentication_time == by_token.authentication_time
+    assert (by_token.token_id, by_text.token_id) == (claims.token_id, "")
+
+
+@pytest.mark.usefixtures("revocations")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"grant_id": REVOKED_GRANT}, "TOKEN_REVOKED"),
+        ({"account_id": CHANGED_ACCOUNT}, "TOKEN_OUTDATED"),
+        ({"audience": "stock"}, "WRONG_AUDIENCE"),
+        ({"lifetime_seconds": 0}, "TOKEN_EXPIRED"),
+        ({"roles": ("cook",)}, "PERMISSION_MISSING"),
+    ],
+)
+async def test_what_the_service_says_of_an_opaque_bearer_is_judged_like_any_token(
+    asking_peer: Peer, issuer: Issuer, introspections: Introspections, changes: dict[str, Any], reason: str
+) -> None:
+    raw_token = introspections.issue(Kind.SESSION, issuer.claims(**changes))
+    error = await asking_peer.refusal("UnaryUnary", bearer(raw_token))
+    assert (error.reason, asking_peer.probe.runs) == (reason, 0)
+
+
+@pytest.mark.requirement("R24")
+@pytest.mark.parametrize(
+    "raw_token",
+    [opaque_text(Kind.REFRESH), opaque_text(Kind.CLIENT_SECRET), opaque_text(Kind.SESSION)[:-1] + "-", "ids_", "idk_x"],
+)
+async def test_a_text_that_can_be_no_bearer_is_refused_without_asking(
+    asking_peer: Peer, introspections: Introspections, raw_token: str
+) -> None:
+    assert (await asking_peer.refusal("UnaryUnary", bearer(raw_token))).reason == "TOKEN_MALFORMED"
+    assert introspections.asked == []
+
+
+async def test_a_confirmed_method_has_an_opaque_bearer_introspected_anew(
+    asking_peer: Peer, issuer: Issuer, introspections: Introspections, confirmations: Confirmations
+) -> None:
+    raw_token = introspections.issue(Kind.API_KEY, issuer.claims())
+    await asking_peer.call("UnaryUnary", bearer(raw_token))
+    await asking_peer.call("Confirmed", bearer(raw_token))
+    assert introspections.asked == [(raw_token, False), (raw_token, True)]
+    assert confirmations.asked == []  # the introspection was the confirmation
+
+
+async def test_a_guard_that_cannot_introspect_refuses_opaque_bearers(peer: Peer) -> None:
+    assert (await peer.refusal("UnaryUnary", bearer(opaque_text(Kind.SESSION)))).reason == "TOKEN_MALFORMED"
+
+
+async def test_a_stream_ends_when_the_session_behind_it_is_revoked(
+    asking_peer: Peer, issuer: Issuer, introspections: Introspections, trust: TrustState, clock: FixedClock
+) -> None:
+    claims = issuer.claims()
+    call = asking_peer.open("Watch", bearer(introspections.issue(Kind.SESSION, claims)))
+    assert await call.read() == b"watching"
+    trust.apply(1, 1, [Entry(EntryKind.GRANT, claims.grant_id, int(clock.now()) + 1_200)])
+    assert await _end_of(call) == "TOKEN_REVOKED"
 
 
 # -- long streams --------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ async def test_a_confirmation_is_asked_of_the_next_endpoint_when_one_is_down(
     fake: FakeIdentity, other: FakeIdentity, connect: Connect
 ) -> None:
     claims = fake.issuer.claims()
-    principal = Principal.from_claims(claims, fake.issuer.sign(claims))
+    principal = Principal(claims, fake.issuer.sign(claims))
     async with connect(fake, other) as identity:
         await fake.stop()
         await identity.confirm(principal)

@@ -9,6 +9,7 @@ import pytest
 
 from identity.storage.database import Stores, open_stores
 from tests.clients.issuer import FixedClock
+from tests.contract.builders import ACT, ROLES
 
 
 @pytest.fixture
@@ -19,5 +20,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 async def stores(url: str, clock: FixedClock) -> AsyncIterator[Stores]:
     opened = await open_stores(url, clock)
+    for name in ROLES:
+        await opened.roles.create(name, (), "", ACT)
     yield opened
     await opened.close()

@@ -111,7 +111,7 @@ async def test_the_doorbell_rings_for_revocations_and_for_nothing_else(stores: S
     rung = []
     stores.set_doorbell(lambda: rung.append(1))
     session = await log_in(stores, await create_user(stores))
-    await stores.grants.find_session(session.grant_id)
+    await stores.sessions.find(session.grant_id)
     assert not rung
     await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
     assert rung == [1]

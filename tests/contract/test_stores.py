@@ -11,14 +11,13 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from identity.domain.grants import GrantKind, GrantSnapshot, NewCredential
 from identity.domain.values import (
     Account,
     AccountKind,
     AccountRef,
     EndReason,
-    GrantSnapshot,
     NewAccount,
-    NewClientSecret,
 )
 from identity.storage.database import Stores
 from identity.storage.sql.common import Moment
@@ -42,6 +41,7 @@ from tests.contract.builders import (
     LIFETIME,
     TERMS,
     act_of,
+    admit_all,
     by_id,
     count_rows,
     create_service,
@@ -50,6 +50,7 @@ from tests.contract.builders import (
     identity_of,
     log_in,
     new_session,
+    use_secret,
 )
 
 # -- accounts --------------------------------------------------------------------------------------------------------
@@ -77,7 +78,8 @@ async def test_a_refused_creation_leaves_no_secret_behind(stores: Stores, tmp_pa
 
 async def test_work_that_fails_halfway_undoes_itself_and_nobody_else(stores: Stores) -> None:
     _, grant_id = await create_service(stores, "first")
-    again = NewClientSecret(grant_id, bytes(32))  # its account is inserted before the secret is refused
+    # Its account is inserted before the secret is refused.
+    again = NewCredential(grant_id, GrantKind.CLIENT_SECRET, secret_hash=bytes(32))
     results = await asyncio.gather(
         create_user(stores, "before"),
         stores.accounts.create(NewAccount(new_id(), AccountKind.SERVICE, "half", "half", (), None), again, ACT),
@@ -142,15 +144,15 @@ async def test_disabling_ends_sessions_and_keeps_secrets(stores: Stores) -> None
     carol = await create_user(stores)
     session = await log_in(stores, carol)
     await stores.accounts.disable(by_id(carol.account_id), ACT)
-    held = await stores.grants.find_session(session.grant_id)
+    held = await stores.sessions.find(session.grant_id)
     assert held is not None
     assert held.end_time is not None
     await stores.accounts.disable(by_id(service.account_id), ACT)
-    secret = await stores.grants.find_secret(grant_id)
+    secret = await stores.credentials.find(grant_id)
     assert secret is not None
     assert not secret.is_live
     await stores.accounts.enable(by_id(service.account_id), ACT)
-    secret = await stores.grants.find_secret(grant_id)
+    secret = await stores.credentials.find(grant_id)
     assert secret is not None
     assert secret.is_live
 
@@ -184,15 +186,15 @@ async def test_a_log_in_whose_account_changed_while_it_hashed_is_refused(stores:
     else:
         session = new_session(carol, account_id=new_id())
     with pytest.raises(BadCredentials):
-        await stores.grants.open_session(session, ACT)
-    assert await stores.grants.find_session(session.grant_id) is None
+        await stores.sessions.open(session, admit_all, ACT)
+    assert await stores.sessions.find(session.grant_id) is None
 
 
 async def test_a_scope_that_is_not_granted_opens_no_session(stores: Stores) -> None:
     session = new_session(await create_user(stores, "carol", "peer"), requested_scopes=("identity.admin",))
     with pytest.raises(ScopeNotGranted):
-        await stores.grants.open_session(session, ACT)
-    assert await stores.grants.find_session(session.grant_id) is None
+        await stores.sessions.open(session, admit_all, ACT)
+    assert await stores.sessions.find(session.grant_id) is None
 
 
 async def test_a_narrow_session_stays_narrow_and_loses_what_the_roles_lose(stores: Stores) -> None:
@@ -200,9 +202,9 @@ async def test_a_narrow_session_stays_narrow_and_loses_what_the_roles_lose(store
     snapshot = await log_in(stores, eve, requested_scopes=("identity.audit", "identity.watch"))
     assert snapshot.scopes == ("identity.audit", "identity.watch")
     await stores.accounts.set_roles(by_id(eve.account_id), ("admin",), ACT)
-    held = await stores.grants.find_session(snapshot.grant_id)
+    held = await stores.sessions.find(snapshot.grant_id)
     assert held is not None
-    rotated = await stores.grants.rotate(held, 60, LIFETIME, ACT)
+    rotated = await stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT)
     assert rotated is not None
     assert (rotated.scopes, rotated.roles, rotated.generation) == (("identity.audit",), ("admin",), 2)
 
@@ -210,11 +212,11 @@ async def test_a_narrow_session_stays_narrow_and_loses_what_the_roles_lose(store
 @pytest.mark.requirement("R25")
 async def test_of_many_rotations_of_one_count_one_wins(stores: Stores, clock: FixedClock) -> None:
     session = await log_in(stores, await create_user(stores))
-    held = await stores.grants.find_session(session.grant_id)
+    held = await stores.sessions.find(session.grant_id)
     assert held is not None
-    results = await asyncio.gather(*(stores.grants.rotate(held, 60, LIFETIME, ACT) for _ in range(200)))
+    results = await asyncio.gather(*(stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT) for _ in range(200)))
     assert sum(result is not None for result in results) == 1
-    moved = await stores.grants.find_session(session.grant_id)
+    moved = await stores.sessions.find(session.grant_id)
     assert moved is not None
     assert (moved.count, moved.grace_until, moved.salt) == (1, clock.now() + 60, held.salt)
 
@@ -224,25 +226,25 @@ async def test_a_session_that_is_over_neither_rotates_nor_repeats(
     stores: Stores, clock: FixedClock, is_ended: bool
 ) -> None:
     session = await log_in(stores, await create_user(stores))
-    held = await stores.grants.find_session(session.grant_id)
+    held = await stores.sessions.find(session.grant_id)
     assert held is not None
     if is_ended:
         await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
     else:
         clock.advance(TERMS.idle_lifetime)
-    assert await stores.grants.rotate(held, 60, LIFETIME, ACT) is None
-    assert await stores.grants.repeat(held, LIFETIME, ACT) is None
+    assert await stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT) is None
+    assert await stores.sessions.repeat(held, LIFETIME, admit_all, ACT) is None
 
 
 async def test_a_rotation_extends_the_idle_life_up_to_the_absolute_one(stores: Stores, clock: FixedClock) -> None:
     session = await log_in(stores, await create_user(stores))
     start = int(clock.now())
     for _ in range(6):
-        held = await stores.grants.find_session(session.grant_id)
+        held = await stores.sessions.find(session.grant_id)
         assert held is not None
         assert held.expire_time == min(int(clock.now()) + TERMS.idle_lifetime, start + TERMS.absolute_lifetime)
         clock.advance(900)
-        await stores.grants.rotate(held, 60, LIFETIME, ACT)
+        await stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT)
 
 
 async def test_ending_a_grant_tells_peers_once_and_for_as_long_as_its_last_token(
@@ -250,9 +252,9 @@ async def test_ending_a_grant_tells_peers_once_and_for_as_long_as_its_last_token
 ) -> None:
     session = await log_in(stores, await create_user(stores))
     clock.advance(100)
-    held = await stores.grants.find_session(session.grant_id)
+    held = await stores.sessions.find(session.grant_id)
     assert held is not None
-    await stores.grants.repeat(held, LIFETIME, ACT)
+    await stores.sessions.repeat(held, LIFETIME, admit_all, ACT)
     ended = await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
     again = await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
     assert (ended.grant_count, ended.version, again.grant_count, again.version) == (1, 1, 0, None)
@@ -264,12 +266,12 @@ async def test_ending_a_grant_tells_peers_once_and_for_as_long_as_its_last_token
 async def test_ending_all_ends_sessions_and_secrets_of_that_account_alone(stores: Stores) -> None:
     service, grant_id = await create_service(stores)
     _, other_id = await create_service(stores, "billing")
-    await stores.grants.use_secret(grant_id, "internal", (), LIFETIME, ACT)
+    await use_secret(stores, grant_id)
     ended = await stores.grants.end_all(by_id(service.account_id), "", ACT)
     assert (ended.grant_count, ended.version) == (1, 1)
     with pytest.raises(BadCredentials):
-        await stores.grants.use_secret(grant_id, "internal", (), LIFETIME, ACT)
-    assert await stores.grants.use_secret(other_id, "internal", (), LIFETIME, ACT)
+        await use_secret(stores, grant_id)
+    assert await use_secret(stores, other_id)
 
 
 # -- the caller is confirmed in the transaction of the act -----------------------------------------------------------

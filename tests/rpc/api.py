@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 import grpc
 
 from identity.config import Settings
+from identity.house import LOCAL_ACT, House
 from identity.server import Server
 from identity.v1 import (
     account_pb2,
     account_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
+    credential_pb2_grpc,
     revocation_pb2_grpc,
+    role_pb2_grpc,
+    session_pb2_grpc,
     token_pb2_grpc,
     trust_pb2_grpc,
 )
@@ -23,6 +27,9 @@ ADMIN_PASSWORD = "correct horse battery"
 USER_PASSWORD = "a long enough secret"
 
 MakeSettings = Callable[..., Settings]
+ROLES = {"clerk": (), "manager": (), "auditor": ()}
+"""Roles that tests may give, besides the service's own; they grant no scopes."""
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -43,6 +50,13 @@ def bearer(token: str) -> Metadata:
     return (("authorization", f"Bearer {token}"),)
 
 
+async def prepare(house: House) -> None:
+    """The roles, and an admin named root."""
+    for name, scopes in ROLES.items():
+        await house.roles.create(name, scopes, "", LOCAL_ACT)
+    await house.accounts.create_user("root", ADMIN_PASSWORD, ("admin",), LOCAL_ACT)
+
+
 @dataclass
 class Api:
     """Every stub of one server, and the shortest way to a token."""
@@ -58,6 +72,9 @@ class Api:
         self.trust = trust_pb2_grpc.TrustServiceStub(self.channel)
         self.accounts = account_pb2_grpc.AccountServiceStub(self.channel)
         self.revocations = revocation_pb2_grpc.RevocationServiceStub(self.channel)
+        self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
+        self.roles = role_pb2_grpc.RoleServiceStub(self.channel)
+        self.credentials = credential_pb2_grpc.CredentialServiceStub(self.channel)
 
     async def login(
         self, username: str, password: str = USER_PASSWORD, audience: str = "", scopes: tuple[str, ...] = ()

@@ -172,10 +172,10 @@ async def test_right_credentials_with_a_wrong_wish_leave_a_trace(api: Api, tmp_p
     [
         ({}, "credential"),
         ({"password": {}}, "password.username"),
-        ({"password": {"username": "root"}}, "password"),
+        ({"password": {"username": "root"}}, "password.password"),
         ({"password": {"username": "a" * 129, "password": "x"}}, "password.username"),
-        ({"password": {"username": "root", "password": "x" * 1025}}, "password"),
-        ({"password": {"username": "root", "password": "line\nbreak"}}, "password"),
+        ({"password": {"username": "root", "password": "x" * 1025}}, "password.password"),
+        ({"password": {"username": "root", "password": "line\nbreak"}}, "password.password"),
         ({"client_secret": {"client_id": "orders"}}, "client_secret.client_secret"),
         ({"client_secret": {"client_id": "orders", "client_secret": "idc_typo"}}, "client_secret.client_secret"),
         ({"client_secret": {"client_id": "o", "client_secret": "x"}, "grant_type": 1}, "grant_type"),

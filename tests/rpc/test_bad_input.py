@@ -11,10 +11,20 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from identity.server import CONTRACT
-from identity.v1 import account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2
+from identity.v1 import (
+    account_pb2,
+    authentication_pb2,
+    credential_pb2,
+    revocation_pb2,
+    role_pb2,
+    session_pb2,
+    token_pb2,
+    trust_pb2,
+)
 from identity_client import errors, status
 from identity_client.tokens import opaque
 from tests.rpc.api import ADMIN_PASSWORD, Api, Metadata, bearer
@@ -35,6 +45,35 @@ GOOD_REQUESTS: dict[str, Message] = {
     "AuthenticateClient": authentication_pb2.AuthenticateRequest(
         client_secret=authentication_pb2.ClientSecretCredential(client_id="orders", client_secret="idc_")
     ),
+    "AuthenticateKey": authentication_pb2.AuthenticateRequest(
+        api_key=authentication_pb2.ApiKeyCredential(api_key="idk_")
+    ),
+    "AuthenticateAssertion": authentication_pb2.AuthenticateRequest(
+        client_assertion=authentication_pb2.ClientAssertionCredential(assertion="x.y.z")
+    ),
+    "ChangePassword": authentication_pb2.ChangePasswordRequest(
+        username="root", current_password=ADMIN_PASSWORD, new_password="long enough to be one"
+    ),
+    "GetSession": session_pb2.GetSessionRequest(session_id=SOME_ID),
+    "ListSessions": session_pb2.ListSessionsRequest(),
+    "EndSession": session_pb2.EndSessionRequest(session_id=SOME_ID),
+    "Logout": session_pb2.LogoutRequest(),
+    "LogoutEverywhere": session_pb2.LogoutEverywhereRequest(),
+    "CreateRole": role_pb2.CreateRoleRequest(name="new", scopes=["orders.read"]),
+    "GetRole": role_pb2.GetRoleRequest(name="clerk"),
+    "ListRoles": role_pb2.ListRolesRequest(),
+    "UpdateRole": role_pb2.UpdateRoleRequest(
+        role=role_pb2.Role(name="nothing"), update_mask=FieldMask(paths=["scopes", "description"])
+    ),
+    "DeleteRole": role_pb2.DeleteRoleRequest(name="nothing"),
+    "CreateClientSecret": credential_pb2.CreateClientSecretRequest(username="orders"),
+    "CreateApiKey": credential_pb2.CreateApiKeyRequest(username="orders", use=credential_pb2.API_KEY_USE_EXCHANGE),
+    "CreatePublicKey": credential_pb2.CreatePublicKeyRequest(username="orders", public_key_pem="no PEM"),
+    "CreateCertificateIdentity": credential_pb2.CreateCertificateIdentityRequest(username="nobody", dns_name="a.b"),
+    "ListCredentials": credential_pb2.ListCredentialsRequest(username="orders"),
+    "RevokeCredential": credential_pb2.RevokeCredentialRequest(credential_id=SOME_ID),
+    "BatchIntrospect": token_pb2.BatchIntrospectRequest(),
+    "Exchange": token_pb2.ExchangeRequest(subject_token="x"),
     "Refresh": token_pb2.RefreshRequest(),
     "Revoke": token_pb2.RevokeRequest(),
     "Introspect": token_pb2.IntrospectRequest(),
@@ -66,6 +105,14 @@ BODIES = {
     "a huge varint": b"\x08" + b"\xff" * 9 + b"\x01",
 }
 OVERSIZED = b"\x0a\x80\x80\x08" + b"x" * (128 * 1024)
+
+
+def method_of(name: str) -> MethodDescriptor:
+    """Of a key of GOOD_REQUESTS: AuthenticateKey is another request of Authenticate."""
+    return next(method for method in UNARY_METHODS if name in (method.name, *map(method.name.__add__, _VARIANTS)))
+
+
+_VARIANTS = ("Client", "Key", "Assertion")
 
 
 def path_of(method: MethodDescriptor) -> str:
@@ -124,7 +171,12 @@ async def test_a_bad_body_is_refused_usefully_or_harmless(
     error = await send(api, method, BODIES[body], everyone)
     if error is not None:
         assert_useful(error)
-    assert stored_rows(tmp_path / "identity.db") == before
+    if method.input_type.fields:  # else every message is a good request
+        assert stored_rows(tmp_path / "identity.db") == before
+
+
+def test_every_method_has_a_good_request_to_spoil() -> None:
+    assert {method.name for method in UNARY_METHODS} == {method_of(name).name for name in GOOD_REQUESTS}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=path_of)
@@ -165,10 +217,10 @@ async def test_every_kind_of_token_in_every_text_field_of_every_rpc(
     before = stored_rows(tmp_path / "identity.db")
     tried = 0
     for name, good in GOOD_REQUESTS.items():
-        method = next(m for m in UNARY_METHODS if m.name == name.removesuffix("Client"))
+        method = method_of(name)
         for kind, text in kinds.items():
             for field, request in misplaced(good, text):
-                takes_any_token = field in ("token", "reason")
+                takes_any_token = field in ("token", "tokens", "reason")
                 if (name, field, kind) in right_places or takes_any_token:
                     continue
                 error = await send(api, method, request.SerializeToString(), everyone)

@@ -19,7 +19,7 @@ from identity_client.errors import (
     TokenOutdated,
 )
 from identity_client.tokens import opaque
-from tests.rpc.api import USER_PASSWORD, Api, MakeSettings, MovableClock, bearer
+from tests.rpc.api import USER_PASSWORD, Api, MakeSettings, MovableClock, bearer, prepare
 from tests.rpc.refusals import refusal
 
 GRACE_SECONDS = 60
@@ -43,6 +43,7 @@ async def timed(make_settings: MakeSettings, clock: MovableClock) -> AsyncIterat
     server = Server(settings, clock)
     api = Api(server, await server.start())
     assert server.house is not None
+    await prepare(server.house)
     await server.house.accounts.create_user("carol", USER_PASSWORD, ("clerk",), LOCAL_ACT)
     yield api
     await api.channel.close()

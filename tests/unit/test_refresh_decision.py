@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from identity.domain.grants import SessionRecord
 from identity.domain.refresh import End, Refuse, Repeat, Rotate, decide
-from identity.domain.values import Seconds, SessionRecord
+from identity.domain.values import Seconds
 from identity_client.errors import RefreshReused, SessionEnded, SessionExpired, StoreSetBack
 
 NOW = 1_000

@@ -9,7 +9,7 @@ import pytest
 
 from identity.server import CONTRACT
 from identity.v1 import account_pb2, trust_pb2
-from identity_client.access.judge import Judge
+from identity_client.access.judge import Judge, Judgement
 from identity_client.access.rules import HEALTH_RULES, Rule, RuleError, Rules
 from identity_client.errors import (
     AuthenticationTooOld,
@@ -106,6 +106,7 @@ def test_a_call_has_exactly_one_bearer(
 
 def test_the_scheme_is_compared_without_regard_to_case(clock: FixedClock, issuer: Issuer) -> None:
     judgement = judge(clock, issuer, Rule()).judge(METHOD, (("authorization", f"bEARER {issuer.mint()}"),))
+    assert isinstance(judgement, Judgement)
     assert judgement.principal is not None
     assert issuer.mint() not in repr(judgement)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from identity_client.access.rules import Rule, Rules
 from identity_client.clock import Clock, SystemClock
@@ -15,7 +16,8 @@ from identity_client.errors import (
     PermissionMissing,
     TrustStale,
 )
-from identity_client.principal import Principal
+from identity_client.principal import BearerKind, Principal
+from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.state import TrustState
@@ -24,14 +26,28 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 _KEY = "authorization"
 _SCHEME = "bearer "  # compared without regard to case (RFC 9110 section 11.1)
+_OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
+
+
+class Judgement(NamedTuple):
+    """An admitted call: its caller (None for a public method without a token), and whether the identity service is
+    still to confirm that the caller's grant is live."""
+
+    principal: Principal | None
+    must_confirm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """An admitted call: its caller (None for a public method without a token) and the rule that admitted it."""
+class Ask:
+    """An opaque bearer: only the identity service knows what it is worth. Its answer goes to `Judge.admit`.
 
-    principal: Principal | None
+    *is_anew*: an answer that was given before will not do.
+    """
+
     rule: Rule
+    kind: BearerKind
+    raw_token: str = field(repr=False)
+    is_anew: bool
 
 
 class Judge:
@@ -52,7 +68,7 @@ class Judge:
         self._max_staleness = max_staleness_seconds
         self._clock = clock or SystemClock()
 
-    def judge(self, method: str, metadata: Metadata | None) -> Judgement:
+    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
         PermissionMissing, AuthenticationTooOld. On a public method a credential, if there is one, must hold."""
         rule = self.rules.find(method)
@@ -61,16 +77,30 @@ class Judge:
         raw_token = _bearer(metadata or ())
         if raw_token is None:
             if rule.public:
-                return Judgement(None, rule)
+                return Judgement(None)
             raise CredentialsMissing()
         self._check_fresh()
+        kind = opaque.kind_of(raw_token)
+        if kind in _OPAQUE_BEARERS:
+            opaque.split_secret(raw_token, kind)  # a typing error costs no call
+            return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, rule.is_confirmed)
         claims = self._verifier.verify(raw_token)
         self._check(rule, claims)
-        return Judgement(Principal.from_claims(claims, raw_token), rule)
+        return Judgement(Principal(claims, raw_token), rule.is_confirmed)
 
-    def recheck(self, claims: Claims) -> None:
+    def admit(self, ask: Ask, claims: Claims) -> Judgement:
+        """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as
+        to any other. Raises a TokenError, PermissionMissing, AuthenticationTooOld."""
+        self._verifier.check_introspected(claims)
+        self._check(ask.rule, claims)
+        return Judgement(Principal(claims, ask.raw_token, ask.kind))
+
+    def recheck(self, principal: Principal) -> None:
         """Whether the token behind a running stream still holds. Raises a TokenError, TrustStale."""
-        self._verifier.recheck(claims)
+        if principal.kind is BearerKind.ACCESS_TOKEN:
+            self._verifier.recheck(principal.claims)
+        else:
+            self._verifier.check_introspected(principal.claims)
         self._check_fresh()
 
     def _check_fresh(self) -> None:

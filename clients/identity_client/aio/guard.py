@@ -10,25 +10,32 @@ import grpc
 import grpc.aio
 
 from identity_client import status
-from identity_client.access.judge import Judge, Judgement
+from identity_client.access.judge import Ask, Judge, Judgement
 from identity_client.aio.handlers import Binder, bind
 from identity_client.aio.streams import OpenStreams
-from identity_client.errors import IdentityError, Internal, UnknownKey
+from identity_client.errors import IdentityError, Internal, TokenMalformed, UnknownKey
 from identity_client.principal import Principal, set_principal
+from identity_client.tokens.claims import Claims
 
 _log = logging.getLogger(__name__)
 
 Confirm = Callable[[Principal], Awaitable[None]]
 """Asks the identity service whether the grant behind a principal is live; raises the IdentityError that refuses it."""
 
+Introspect = Callable[[str, bool], Awaitable[Claims]]
+"""Asks the identity service about an opaque text (session token or API key), which is well-formed. The flag: an answer
+that was given before will not do. Raises the IdentityError that refuses the caller: a TokenError if the text is not
+active, DependencyDown if there is no answer. token_id and key_id of the claims are empty."""
+
 
 class Guard(grpc.aio.ServerInterceptor):
     """Admits a call, or answers in its handler's place with a status, a reason and `refused_by=guard`.
 
     *audience* is the name that refusals carry, so that a caller knows whose token to renew. *confirm* is needed as soon
-    as a rule demands confirmation (ValueError without it). *on_unknown_key* is told of a token whose key is not held;
-    it must not block. A method that the server has not registered stays UNIMPLEMENTED, and whatever a handler raises
-    passes untouched.
+    as a rule demands confirmation (ValueError without it). What *introspect* answers is judged by trust state and rule
+    like any token; without it opaque bearers are refused as malformed. *on_unknown_key* is told of a token whose key is
+    not held; it must not block. A method that the server has not registered stays UNIMPLEMENTED, and whatever a handler
+    raises passes untouched.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class Guard(grpc.aio.ServerInterceptor):
         *,
         audience: str,
         confirm: Confirm | None = None,
+        introspect: Introspect | None = None,
         on_unknown_key: Callable[[], None] | None = None,
     ) -> None:
         if confirm is None and (methods := judge.rules.confirmed_methods()):
@@ -44,6 +52,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._judge = judge
         self._audience = audience
         self._confirm = confirm
+        self._introspect = introspect
         self._on_unknown_key = on_unknown_key
         self._streams = OpenStreams(judge.recheck)
         self._binders: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], Binder]] = {}
@@ -59,7 +68,10 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         try:
             judgement = self._judge.judge(method, handler_call_details.invocation_metadata)
-            await self._check_confirmed(judgement)
+            if isinstance(judgement, Ask):
+                judgement = await self._ask(judgement)
+            if judgement.must_confirm:
+                await self._check_confirmed(judgement)
         except IdentityError as error:
             return self._refusal(error)
         except Exception:
@@ -69,8 +81,13 @@ class Guard(grpc.aio.ServerInterceptor):
         set_principal(judgement.principal)
         return self._bound(method, handler)
 
+    async def _ask(self, ask: Ask) -> Judgement:
+        if self._introspect is None:
+            raise TokenMalformed()
+        return self._judge.admit(ask, await self._introspect(ask.raw_token, ask.is_anew))
+
     async def _check_confirmed(self, judgement: Judgement) -> None:
-        if judgement.rule.is_confirmed and judgement.principal is not None and self._confirm is not None:
+        if judgement.principal is not None and self._confirm is not None:
             await self._confirm(judgement.principal)
 
     def _bound(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from identity_client.errors import IdentityError
 from identity_client.principal import Principal
-from identity_client.tokens.claims import Claims
 
 
 @dataclass(slots=True, eq=False)
@@ -34,10 +33,10 @@ class OpenStreams:
     stands, so that its own clean-up runs.
     """
 
-    def __init__(self, recheck: Callable[[Claims], None], interval_seconds: float = 0.1) -> None:
+    def __init__(self, recheck: Callable[[Principal], None], interval_seconds: float = 0.1) -> None:
         self._recheck = recheck
         self._interval_seconds = interval_seconds
-        self._streams: dict[OpenStream, Claims] = {}
+        self._streams: dict[OpenStream, Principal] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -46,7 +45,7 @@ class OpenStreams:
         Without a principal (a public method) nothing can end it."""
         stream = OpenStream(asyncio.current_task())
         if principal is not None:
-            self._add(stream, principal.claims)
+            self._add(stream, principal)
         try:
             yield stream
         except asyncio.CancelledError:
@@ -56,8 +55,8 @@ class OpenStreams:
         finally:
             self._remove(stream)
 
-    def _add(self, stream: OpenStream, claims: Claims) -> None:
-        self._streams[stream] = claims
+    def _add(self, stream: OpenStream, principal: Principal) -> None:
+        self._streams[stream] = principal
         if self._sweeper is None:
             # In an empty context: the sweeper must not keep the first caller's principal.
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), context=contextvars.Context())
@@ -71,12 +70,12 @@ class OpenStreams:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._interval_seconds)
-            for stream, claims in tuple(self._streams.items()):
-                self._judge(stream, claims)
+            for stream, principal in tuple(self._streams.items()):
+                self._judge(stream, principal)
 
-    def _judge(self, stream: OpenStream, claims: Claims) -> None:
+    def _judge(self, stream: OpenStream, principal: Principal) -> None:
         try:
-            self._recheck(claims)
+            self._recheck(principal)
         except IdentityError as error:
             stream.error = error
             del self._streams[stream]

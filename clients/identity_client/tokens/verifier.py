@@ -112,6 +112,16 @@ class Verifier:
             raise UnknownKey()
         self._trust.check(claims)
 
+    def check_introspected(self, claims: Claims) -> None:
+        """Whether what the identity service answered about an opaque text holds here, and still. The answer may be
+        some seconds old, so the trust state is asked all the same. No leeway: the service itself said when it ends.
+        Raises TokenExpired, TokenRevoked, TokenOutdated, WrongAudience."""
+        if max(self._clock.now(), self._trust.expired_through) >= claims.expire_time:
+            raise TokenExpired()
+        self._trust.check(claims)
+        if claims.audience not in self._audiences:
+            raise WrongAudience()
+
     def _judge_again(self, remembered: _Remembered) -> None:
         revision = self._trust.revision  # read first: a change in between is then judged at the next use
         self.recheck(remembered.claims)

@@ -7,28 +7,22 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from identity.domain.grants import NewCredential
 from identity.domain.values import (
     Account,
     AccountKind,
     AccountRef,
     Act,
     EndReason,
-    GrantKind,
     NewAccount,
-    NewClientSecret,
     PasswordRecord,
 )
 from identity.storage.access import Access
-from identity.storage.sql.common import (
-    Moment,
-    account_of,
-    account_row,
-    confirm_caller,
-    join_words,
-    publish_generation,
-    write_audit,
-)
-from identity.storage.tables import accounts, grants
+from identity.storage.sql.common import Moment, join_words, publish_generation, write_audit
+from identity.storage.sql.credentials import insert_credential
+from identity.storage.sql.rows import account_of, account_row, check_roles_exist, confirm_caller
+from identity.storage.sql.sessions import end_sessions
+from identity.storage.tables import accounts
 from identity_client.errors import AccountAlreadyExists
 
 
@@ -38,13 +32,14 @@ class SqlAccountStore:
     def __init__(self, access: Access) -> None:
         self._access = access
 
-    async def create(self, account: NewAccount, secret: NewClientSecret | None, act: Act) -> Account:
+    async def create(self, account: NewAccount, credential: NewCredential | None, act: Act) -> Account:
         def work(connection: Connection, moment: Moment) -> Account:
             confirm_caller(connection, act, moment)
+            check_roles_exist(connection, account.roles)
             _insert_account(connection, account, moment)
-            if secret is not None:
-                _insert_secret(connection, account.account_id, secret, moment)
-            grant_id = secret.grant_id if secret else None
+            if credential is not None:
+                insert_credential(connection, account.account_id, credential, moment)
+            grant_id = credential.grant_id if credential else None
             write_audit(connection, act, moment, "account.create", account.account_id, grant_id)
             return account_of(account_row(connection, AccountRef(account_id=account.account_id)))
 
@@ -65,6 +60,7 @@ class SqlAccountStore:
         def work(connection: Connection, moment: Moment) -> tuple[Account, int | None]:
             confirm_caller(connection, act, moment)
             row = account_row(connection, ref)
+            check_roles_exist(connection, roles)
             if row["roles"] == join_words(roles):
                 return account_of(row), None
             account, version = _change(connection, row, moment, roles=join_words(roles))
@@ -80,7 +76,7 @@ class SqlAccountStore:
             if row["disable_time"] is not None:
                 return account_of(row), None
             account, version = _change(connection, row, moment, disable_time=moment.now)
-            _end_sessions(connection, account.account_id, moment)
+            end_sessions(connection, account.account_id, EndReason.ACCOUNT_DISABLED, moment)
             write_audit(connection, act, moment, "account.disable", account.account_id)
             return account, version
 
@@ -105,8 +101,13 @@ class SqlAccountStore:
             row = connection.execute(found).mappings().first()
             if row is None or row["password_hash"] is None:
                 return None
-            is_enabled = row["disable_time"] is None
-            return PasswordRecord(row["account_id"], row["password_hash"], row["credential_version"], is_enabled)
+            return PasswordRecord(
+                account_id=row["account_id"],
+                password_hash=row["password_hash"],
+                credential_version=row["credential_version"],
+                is_enabled=row["disable_time"] is None,
+                password_change_required=row["password_change_required"],
+            )
 
         return await self._access.read(work)
 
@@ -116,6 +117,11 @@ class SqlAccountStore:
             connection.execute(update(accounts).where(is_it).values(password_hash=new_hash))
 
         await self._access.write(work)
+
+    async def note_challenge(self, account_id: str, act: Act) -> None:
+        await self._access.write(
+            lambda connection, moment: write_audit(connection, act, moment, "password.challenge", account_id)
+        )
 
     async def is_audience(self, name: str) -> bool:
         def work(connection: Connection, _: Moment) -> bool:
@@ -137,6 +143,7 @@ def _insert_account(connection: Connection, account: NewAccount, moment: Moment)
         "generation": 1,
         "credential_version": 1,
         "password_hash": account.password_hash,
+        "password_change_required": account.password_change_required,
         "create_time": moment.now,
         "update_time": moment.now,
     }
@@ -146,18 +153,6 @@ def _insert_account(connection: Connection, account: NewAccount, moment: Moment)
         raise AccountAlreadyExists() from None
 
 
-def _insert_secret(connection: Connection, account_id: str, secret: NewClientSecret, moment: Moment) -> None:
-    row = {
-        "grant_id": secret.grant_id,
-        "account_id": account_id,
-        "kind": GrantKind.CLIENT_SECRET,
-        "create_time": moment.now,
-        "latest_expire_time": 0,
-        "secret_hash": secret.secret_hash,
-    }
-    connection.execute(insert(grants).values(**row))
-
-
 def _change(connection: Connection, row: Any, moment: Moment, **values: object) -> tuple[Account, int | None]:
     """Change an account so that its older tokens are outdated; -> the account, the feed's version."""
     generation = row["generation"] + 1
@@ -165,9 +160,3 @@ def _change(connection: Connection, row: Any, moment: Moment, **values: object) 
     connection.execute(changed.values(generation=generation, update_time=moment.now, **values))
     version = publish_generation(connection, row["account_id"], generation, moment)
     return account_of(account_row(connection, AccountRef(account_id=row["account_id"]))), version
-
-
-def _end_sessions(connection: Connection, account_id: str, moment: Moment) -> None:
-    live = (grants.c.account_id == account_id) & (grants.c.kind == GrantKind.SESSION) & grants.c.end_time.is_(None)
-    ended = update(grants).where(live).values(end_time=moment.now, end_reason=EndReason.ACCOUNT_DISABLED)
-    connection.execute(ended)

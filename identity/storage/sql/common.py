@@ -1,4 +1,4 @@
-"""What every store does: find an account, confirm who acts, append to the feed, write the audit row."""
+"""What every store does: know the time, append to the feed, write the audit row."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
-from identity.domain.roles import granted_scopes
-from identity.domain.values import Account, AccountKind, AccountRef, Act, Seconds
-from identity.storage.tables import accounts, audit_events, feed_head, grants, revocations
+from identity.domain.grants import ApiKeyUse, GrantKind
+from identity.domain.values import Act, Seconds
+from identity.storage.tables import audit_events, feed_head, grants, revocations
 from identity.storage.writer import PUBLISHED
-from identity_client.errors import AccountNotFound, PermissionMissing, TokenOutdated, TokenRevoked
 from identity_client.trust.entries import Entry, EntryKind
-
-POLICY_VERSION = 1
-"""Which version of the role table tokens are issued under; it moves once roles can be edited."""
 
 LONGEST_LEEWAY_SECONDS = 30
 ENTRY_MARGIN_SECONDS = LONGEST_LEEWAY_SECONDS + 600
 """How much longer than the last token a revocation is kept: leeway, and ten minutes for clocks and outages."""
+
+OPAQUE_CACHE_SECONDS = 60
+"""How long at most a peer may go by its last introspection of a session token or API key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,68 +43,6 @@ def split_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def account_row(connection: Connection, ref: AccountRef) -> RowMapping:
-    """The row that *ref* (its username normalised) names. Raises AccountNotFound."""
-    is_it = (
-        accounts.c.account_id == ref.account_id
-        if ref.account_id is not None
-        else accounts.c.normalised_username == ref.username
-    )
-    row = connection.execute(select(accounts).where(is_it)).mappings().first()
-    if row is None:
-        raise AccountNotFound()
-    return row
-
-
-def account_of(row: RowMapping) -> Account:
-    """A row of accounts as administrators see it."""
-    return Account(
-        account_id=row["account_id"],
-        kind=AccountKind(row["kind"]),
-        username=row["username"],
-        roles=split_words(row["roles"]),
-        generation=row["generation"],
-        create_time=row["create_time"],
-        update_time=row["update_time"],
-        disable_time=row["disable_time"],
-    )
-
-
-def confirm_caller(connection: Connection, act: Act, moment: Moment) -> None:
-    """Whether whoever acts may still act, now that the write lock is held.
-
-    An act without a caller is its holder's own, or the machine's. Raises TokenRevoked, TokenOutdated,
-    PermissionMissing.
-    """
-    caller = act.caller
-    if caller is None:
-        return
-    joined = select(grants, accounts.c.generation, accounts.c.roles, accounts.c.disable_time).join_from(
-        grants, accounts
-    )
-    row = connection.execute(joined.where(grants.c.grant_id == caller.grant_id)).mappings().first()
-    if row is None or row["account_id"] != caller.account_id or not is_live(row, moment):
-        raise TokenRevoked()
-    if row["generation"] != caller.generation:
-        raise TokenOutdated()
-    if row["disable_time"] is not None or is_recorded(connection, EntryKind.TOKEN, caller.token_id):
-        raise TokenRevoked()
-    if caller.required_scope not in granted_scopes(split_words(row["roles"])):
-        raise PermissionMissing()
-
-
-def is_live(grant: RowMapping, moment: Moment) -> bool:
-    """Whether a grant has neither ended nor expired."""
-    expire_time = grant["expire_time"]
-    return grant["end_time"] is None and (expire_time is None or moment.now < expire_time)
-
-
-def is_recorded(connection: Connection, kind: EntryKind, name: str) -> bool:
-    """Whether the feed has an entry of this name."""
-    found = select(revocations.c.version).where(revocations.c.kind == int(kind), revocations.c.name == name)
-    return connection.execute(found.limit(1)).first() is not None
-
-
 def publish(
     connection: Connection, kind: EntryKind, name: str, latest_expire_time: int, moment: Moment, minimum: int = 0
 ) -> int | None:
@@ -126,8 +63,14 @@ def publish(
 
 def publish_generation(connection: Connection, account_id: str, generation: int, moment: Moment) -> int | None:
     """Tell peers that tokens of an older generation are outdated; -> the version."""
+    is_introspected = (grants.c.kind == GrantKind.SESSION) | (grants.c.api_key_use == ApiKeyUse.BEARER)
+    introspected = select(grants.c.grant_id).where(
+        grants.c.account_id == account_id, grants.c.secret_hash.is_not(None), is_introspected
+    )
     latest = select(func.max(grants.c.latest_expire_time)).where(grants.c.account_id == account_id)
     latest_expire_time = connection.execute(latest).scalar() or 0
+    if connection.execute(introspected.limit(1)).first() is not None:
+        latest_expire_time = max(latest_expire_time, moment.now + OPAQUE_CACHE_SECONDS)
     return publish(connection, EntryKind.ACCOUNT, account_id, latest_expire_time, moment, generation)
 
 

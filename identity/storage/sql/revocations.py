@@ -9,17 +9,9 @@ from sqlalchemy import Connection, select
 
 from identity.domain.values import Act, KeyState, Standing, TokenIdentity
 from identity.storage.access import Access
-from identity.storage.sql.common import (
-    POLICY_VERSION,
-    Moment,
-    confirm_caller,
-    entry_of,
-    is_live,
-    is_recorded,
-    publish,
-    write_audit,
-)
-from identity.storage.tables import accounts, feed_head, grants, revocations, signing_keys
+from identity.storage.sql.common import Moment, entry_of, publish, write_audit
+from identity.storage.sql.rows import confirm_caller, find_grant, is_live, is_recorded
+from identity.storage.tables import feed_head, revocations, roles, signing_keys
 from identity_client.trust.entries import PACKED_KINDS, Batch, Entry, EntryKind, id_bytes
 
 BATCH_ENTRIES = 2_500
@@ -87,16 +79,24 @@ def _head(connection: Connection) -> tuple[str, int]:
 
 
 def _standing(connection: Connection, token: TokenIdentity, moment: Moment) -> Standing:
-    joined = select(grants, accounts.c.generation, accounts.c.disable_time).join_from(grants, accounts)
-    row = connection.execute(joined.where(grants.c.grant_id == token.grant_id)).mappings().first()
+    row = find_grant(connection, token.grant_id)
     if row is None or row["account_id"] != token.account_id or not is_live(row, moment):
         return Standing.REVOKED
     if row["disable_time"] is not None or is_recorded(connection, EntryKind.TOKEN, token.token_id):
         return Standing.REVOKED
     if not _is_key_good(connection, token.key_id):
         return Standing.REVOKED
-    is_current = token.generation == row["generation"] and token.policy_version == POLICY_VERSION
-    return Standing.LIVE if is_current else Standing.OUTDATED
+    if token.generation != row["generation"] or _is_policy_old(connection, token):
+        return Standing.OUTDATED
+    return Standing.LIVE
+
+
+def _is_policy_old(connection: Connection, token: TokenIdentity) -> bool:
+    """Whether a role that the token carries was narrowed since, or is gone."""
+    kept = select(roles.c.name).where(
+        roles.c.name.in_(token.roles), roles.c.minimum_policy_version <= token.policy_version
+    )
+    return len(connection.execute(kept).all()) < len(set(token.roles))
 
 
 def _is_key_good(connection: Connection, key_id: str) -> bool:

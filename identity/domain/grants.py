@@ -1,0 +1,204 @@
+"""The nouns of grants: sessions and machine credentials, whatever tokens hang off."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .values import Seconds
+
+
+class GrantKind(enum.StrEnum):
+    SESSION = "session"
+    CLIENT_SECRET = "client_secret"  # noqa: S105 - the name of a kind, not a secret
+    API_KEY = "api_key"
+    PUBLIC_KEY = "public_key"
+    CERTIFICATE = "certificate"
+
+
+class ApiKeyUse(enum.StrEnum):
+    """What an API key is good for: never both."""
+
+    EXCHANGE = "exchange"  # Authenticate takes it
+    BEARER = "bearer"  # peers take it, and introspect it
+
+
+@dataclass(frozen=True, slots=True)
+class GrantSnapshot:
+    """One grant and its account at one instant, read by the statement that wrote: all that a token is made of."""
+
+    grant_id: str
+    account_id: str
+    client_id: str
+    audience: str
+    scopes: tuple[str, ...]
+    roles: tuple[str, ...]
+    generation: int
+    policy_version: int
+    issue_time: Seconds  # the time of that statement: iat
+    authentication_time: Seconds | None
+    authentication_methods: tuple[str, ...]
+    idle_expire_time: Seconds | None = None  # of a session: min(now + idle, absolute)
+    absolute_expire_time: Seconds | None = None
+    latest_expire_time: int | None = None  # what is issued now must expire by then: the grant itself does
+    certificate_thumbprint: str = ""
+    actors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Another token of a grant whose account is still of this generation."""
+
+    grant_id: str
+    generation: int
+    access_lifetime: int
+
+
+Admit = Callable[[GrantSnapshot], None]
+"""Called with a snapshot inside the transaction that issues: what it raises undoes that transaction."""
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTerms:
+    """How long a new session may live, in seconds."""
+
+    idle_lifetime: int
+    absolute_lifetime: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to insert, if the credential it was born from still holds."""
+
+    grant_id: str
+    account_id: str
+    credential_version: int
+    audiences: tuple[str, ...]
+    requested_scopes: tuple[str, ...]  # empty: all that the roles grant
+    access_lifetime: int
+    terms: SessionTerms
+    refresh_salt: bytes | None = None  # None: the session has no refresh token
+    token_hash: bytes | None = None  # None: the session has no session token
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What Refresh reads before it decides."""
+
+    grant_id: str
+    account_id: str
+    count: int  # the rotation count: the count of the newest refresh token
+    salt: bytes
+    grace_until: Seconds  # until then the token before the newest may be repeated
+    expire_time: Seconds  # min(last use + idle, login + absolute)
+    end_time: Seconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A live session as its account sees it."""
+
+    session_id: str
+    account_id: str
+    is_opaque: bool
+    has_refresh: bool
+    audiences: tuple[str, ...]
+    create_time: Seconds
+    last_used_time: Seconds
+    idle_expire_time: Seconds
+    absolute_expire_time: Seconds
+    ip_address: str
+    user_agent: str
+
+
+# -- credentials ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialTerms:
+    """What a credential is limited by. Nothing named: no limit."""
+
+    display_name: str = ""
+    audiences: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    expire_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewCredential:
+    """A credential to insert. *lookup_name* names it where no id is presented; only one live credential may have it."""
+
+    grant_id: str
+    kind: GrantKind
+    terms: CredentialTerms = CredentialTerms()
+    secret_hash: bytes | None = None
+    use: ApiKeyUse | None = None
+    lookup_name: str | None = None
+    public_key: tuple[bytes, bytes] | None = None  # x and y
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A live credential as administrators see it."""
+
+    grant_id: str
+    account_id: str
+    kind: GrantKind
+    terms: CredentialTerms
+    create_time: Seconds
+    last_used_time: Seconds | None
+    use: ApiKeyUse | None
+    lookup_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRecord:
+    """What a machine's log-in reads before it compares."""
+
+    grant_id: str
+    kind: GrantKind
+    normalised_username: str
+    is_live: bool  # neither ended nor expired, and its account enabled
+    audiences: tuple[str, ...]
+    secret_hash: bytes | None = field(repr=False)
+    use: ApiKeyUse | None
+    public_key: tuple[bytes, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedAssertion:
+    """An assertion that must not be used again before it expires (RFC 7523 section 3, jti)."""
+
+    assertion_hash: bytes
+    expire_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialUse:
+    """A machine's log-in: which credential, for which token."""
+
+    grant_id: str
+    audience: str
+    requested_scopes: tuple[str, ...]
+    access_lifetime: int
+    assertion: UsedAssertion | None = None
+
+
+# -- bearers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BearerRecord:
+    """A session token or an API key for bearer use as it stands: what its introspection says, if its secret fits."""
+
+    kind: GrantKind
+    secret_hash: bytes = field(repr=False)
+    audiences: tuple[str, ...]
+    snapshot: GrantSnapshot  # of no audience yet
+    expire_time: int | None
+    is_live: bool
+    last_used_time: int | None

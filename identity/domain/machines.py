@@ -1,0 +1,162 @@
+"""Machines: a client secret, API key, signed assertion or client certificate in, an access token out.
+
+Every failed check is answered alike: BadCredentials; the audit log has the cause. None of these costs a password hash.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+
+from identity_client.clock import Clock
+from identity_client.errors import BadCredentials, InvalidRequest, TokenMalformed, TokenTooLarge
+from identity_client.tokens import opaque
+from identity_client.tokens.keys import PublicKey
+
+from .accounts import normalise_username
+from .assertions import check_assertion, parse_assertion
+from .certificates import ClientAuthorities, read_certificate
+from .grants import ApiKeyUse, CredentialRecord, CredentialUse, GrantKind, GrantSnapshot, UsedAssertion
+from .minting import Issued, Minter
+from .ports import CredentialStore
+from .refusals import Cause, RefusalLog, Rejected
+from .secrets import is_secret
+from .values import Act
+from .wanted import Audiences, Wanted
+
+_NO_HASH = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proved:
+    """A credential whose holder has proved it, and what the token is to say of that."""
+
+    record: CredentialRecord
+    assertion: UsedAssertion | None = None
+    thumbprint: str = ""
+
+    def bound(self, snapshot: GrantSnapshot) -> GrantSnapshot:
+        """*snapshot*, bound to the certificate if that is the credential."""
+        return replace(snapshot, certificate_thumbprint=self.thumbprint)
+
+
+class MachineAuthenticator:
+    """Checks the credentials of services, and API keys for exchange."""
+
+    def __init__(
+        self,
+        credentials: CredentialStore,
+        refusals: RefusalLog,
+        audiences: Audiences,
+        minter: Minter,
+        authorities: ClientAuthorities,
+        issuer: str,
+        leeway_seconds: int,
+        clock: Clock,
+    ) -> None:
+        self._credentials = credentials
+        self._refusals = refusals
+        self._audiences = audiences
+        self._minter = minter
+        self._authorities = authorities
+        self._issuer = issuer
+        self._leeway = leeway_seconds
+        self._clock = clock
+
+    async def by_client_secret(self, client_id: str, raw_secret: str, wanted: Wanted, act: Act) -> Issued:
+        """Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted, TokenTooLarge."""
+        username = normalise_username(client_id, "client_secret.client_id")
+        kind, field = opaque.Kind.CLIENT_SECRET, "client_secret.client_secret"
+        grant_id, secret = _split(raw_secret, kind, field, "this is not the text of a client secret")
+        proof = self._prove_secret(grant_id, secret, username)
+        return await self._log_in(proof, "client_secret.use", username, wanted, act)
+
+    async def by_api_key(self, raw_key: str, wanted: Wanted, act: Act) -> Issued:
+        """Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted, TokenTooLarge."""
+        grant_id, secret = _split(raw_key, opaque.Kind.API_KEY, "api_key.api_key", "this is not the text of an API key")
+        return await self._log_in(self._prove_api_key(grant_id, secret), "api_key.use", grant_id, wanted, act)
+
+    async def by_assertion(self, raw_assertion: str, wanted: Wanted, act: Act) -> Issued:
+        """Raises BadCredentials, InvalidRequest, UnknownAudience, ScopeNotGranted, TokenTooLarge."""
+        return await self._log_in(self._prove_assertion(raw_assertion), "assertion.use", "", wanted, act)
+
+    async def by_certificate(self, chain_pem: bytes | None, wanted: Wanted, act: Act) -> Issued:
+        """*chain_pem*: what the connection showed. The token is bound to the certificate (RFC 8705 section 3).
+
+        Raises BadCredentials, InvalidRequest, UnknownAudience, ScopeNotGranted, TokenTooLarge.
+        """
+        return await self._log_in(self._prove_certificate(chain_pem), "certificate.use", "", wanted, act)
+
+    async def _log_in(self, proof: Awaitable[_Proved], action: str, name: str, wanted: Wanted, act: Act) -> Issued:
+        try:
+            return await self._issue(await proof, wanted, action, act)
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+            raise await self._refusals.noted(error, action, name, act) from None
+
+    async def _issue(self, proved: _Proved, wanted: Wanted, action: str, act: Act) -> Issued:
+        audiences = await self._audiences.resolve(wanted.audiences, proved.record.audiences)
+        self._minter.check_scopes(audiences, wanted.scopes)
+        use = CredentialUse(
+            proved.record.grant_id, audiences[0], wanted.scopes, self._minter.lifetime, proved.assertion
+        )
+
+        def admit(snapshot: GrantSnapshot) -> None:
+            self._minter.check_budget(proved.bound(snapshot))
+
+        return self._minter.issue(proved.bound(await self._credentials.use(use, admit, action, act)))
+
+    async def _prove_secret(self, grant_id: str, secret: bytes, username: str) -> _Proved:
+        record = await self._find(grant_id, GrantKind.CLIENT_SECRET, secret)
+        if record.normalised_username != username:
+            raise Rejected(Cause.CLIENT_ID_WRONG)
+        return _Proved(_live(record))
+
+    async def _prove_api_key(self, grant_id: str, secret: bytes) -> _Proved:
+        record = _live(await self._find(grant_id, GrantKind.API_KEY, secret))
+        if record.use is not ApiKeyUse.EXCHANGE:
+            raise InvalidRequest("this API key is for bearer use: send it to the service itself", "api_key.api_key")
+        return _Proved(record)
+
+    async def _prove_assertion(self, raw_assertion: str) -> _Proved:
+        assertion = parse_assertion(raw_assertion)
+        record = await self._credentials.find_by_name(GrantKind.PUBLIC_KEY, assertion.key_id)
+        if record is None or record.public_key is None:
+            raise Rejected(Cause.ASSERTION_KEY_UNKNOWN)
+        key = PublicKey.from_coordinates(*record.public_key)
+        used = check_assertion(
+            assertion, key, record.normalised_username, self._issuer, self._clock.now(), self._leeway
+        )
+        return _Proved(_live(record), assertion=used)
+
+    async def _prove_certificate(self, chain_pem: bytes | None) -> _Proved:
+        now = datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
+        certificate = read_certificate(chain_pem, self._authorities, now)
+        for name in certificate.names:
+            record = await self._credentials.find_by_name(GrantKind.CERTIFICATE, name)
+            if record is not None:
+                return _Proved(_live(record), thumbprint=certificate.thumbprint)
+        raise Rejected(Cause.CERTIFICATE_UNREGISTERED)
+
+    async def _find(self, grant_id: str, kind: GrantKind, secret: bytes) -> CredentialRecord:
+        """The credential whose secret fits. Raises Rejected; an unknown one costs the same comparison."""
+        record = await self._credentials.find(grant_id)
+        is_right = is_secret(secret, (record.secret_hash if record else None) or _NO_HASH)
+        if record is None or record.kind is not kind:
+            raise Rejected(Cause.CREDENTIAL_UNKNOWN)
+        if not is_right:
+            raise Rejected(Cause.SECRET_WRONG)
+        return record
+
+
+def _split(raw_text: str, kind: opaque.Kind, field: str, problem: str) -> tuple[str, bytes]:
+    try:
+        return opaque.split_secret(raw_text, kind)
+    except TokenMalformed:
+        raise InvalidRequest(problem, field) from None
+
+
+def _live(record: CredentialRecord) -> CredentialRecord:
+    if not record.is_live:
+        raise Rejected(Cause.CREDENTIAL_ENDED)
+    return record

@@ -1,0 +1,71 @@
+"""Background work: a list of jobs, each run again and again until the service stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from identity_client.errors import RetryLater
+
+from .domain.ports import Sweeper
+
+_log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 10.0
+SWEEP_ROWS = 2_000
+"""Rows looked at in one run: a million grants are gone through in an hour and a half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """*work* is run every *interval_seconds*; an outage of the database is waited out."""
+
+    name: str
+    interval_seconds: float
+    work: Callable[[], Awaitable[None]]
+
+
+class Jobs:
+    """Runs jobs on the event loop, each in a task of its own."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self._jobs = jobs
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._tasks = [asyncio.create_task(_run(job)) for job in self._jobs]
+
+    async def stop(self) -> None:
+        """End them where they wait."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def sweep_job(sweeper: Sweeper) -> Job:
+    """Goes through the grants, a part in each run."""
+    after = ""
+
+    async def sweep() -> None:
+        nonlocal after
+        after = await sweeper.sweep(after, SWEEP_ROWS)
+
+    return Job("sweep", SWEEP_SECONDS, sweep)
+
+
+async def _run(job: Job) -> None:
+    while True:
+        await asyncio.sleep(job.interval_seconds)
+        try:
+            await job.work()
+        except RetryLater as error:
+            _log.warning("%s waits: %s", job.name, error.reason)
+        except Exception:
+            # A defect in one job must neither end it for good nor reach the calls.
+            _log.exception("%s failed and is tried again", job.name)

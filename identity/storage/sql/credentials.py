@@ -1,0 +1,180 @@
+"""SqlCredentialStore: what machines prove themselves with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import Connection, RowMapping, insert, or_, update
+from sqlalchemy.exc import IntegrityError
+
+from identity.domain.grants import (
+    Admit,
+    ApiKeyUse,
+    Credential,
+    CredentialRecord,
+    CredentialTerms,
+    CredentialUse,
+    GrantKind,
+    GrantSnapshot,
+    NewCredential,
+    UsedAssertion,
+)
+from identity.domain.refusals import Cause, Rejected
+from identity.domain.roles import narrow
+from identity.domain.values import AccountKind, AccountRef, Act, EndReason
+from identity.storage.access import Access
+from identity.storage.sql.common import Moment, join_words, split_words, write_audit
+from identity.storage.sql.rows import (
+    account_row,
+    confirm_caller,
+    find_grant,
+    find_grant_by_name,
+    is_live,
+    note_issue,
+    scopes_of,
+    snapshot,
+)
+from identity.storage.sql.sessions import newest_first
+from identity.storage.tables import grants, used_assertions
+from identity_client.errors import CredentialAlreadyExists, GrantNotFound, InvalidRequest
+
+
+class SqlCredentialStore:
+    """See domain.ports.CredentialStore."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def create(self, ref: AccountRef, credential: NewCredential, act: Act) -> Credential:
+        def work(connection: Connection, moment: Moment) -> Credential:
+            confirm_caller(connection, act, moment)
+            account = account_row(connection, ref)
+            if account["kind"] != AccountKind.SERVICE and credential.kind is not GrantKind.API_KEY:
+                raise InvalidRequest("a user has a password and API keys; this kind is for services", "account")
+            row = insert_credential(connection, account["account_id"], credential, moment)
+            narrow(scopes_of(connection, row), credential.terms.scopes)
+            action = f"{credential.kind}.create"
+            write_audit(connection, act, moment, action, account["account_id"], credential.grant_id)
+            return _credential(row)
+
+        return await self._access.write(work)
+
+    async def list_page(self, ref: AccountRef, before: tuple[int, str] | None, limit: int) -> list[Credential]:
+        def work(connection: Connection, moment: Moment) -> list[Credential]:
+            account_id = account_row(connection, ref)["account_id"]
+            is_unexpired = or_(grants.c.expire_time.is_(None), grants.c.expire_time > moment.now)
+            live = (
+                (grants.c.account_id == account_id)
+                & (grants.c.kind != GrantKind.SESSION)
+                & grants.c.end_time.is_(None)
+                & is_unexpired
+            )
+            page = newest_first(before).where(live).limit(limit)
+            return [_credential(row) for row in connection.execute(page).mappings()]
+
+        return await self._access.read(work)
+
+    async def find(self, grant_id: str) -> CredentialRecord | None:
+        return await self._access.read(lambda connection, moment: _record(find_grant(connection, grant_id), moment))
+
+    async def find_by_name(self, kind: GrantKind, lookup_name: str) -> CredentialRecord | None:
+        def work(connection: Connection, moment: Moment) -> CredentialRecord | None:
+            row = find_grant_by_name(connection, lookup_name)
+            return _record(row, moment) if row is not None and row["kind"] == kind else None
+
+        return await self._access.read(work)
+
+    async def use(self, use: CredentialUse, admit: Admit, action: str, act: Act) -> GrantSnapshot:
+        def work(connection: Connection, moment: Moment) -> GrantSnapshot:
+            row = find_grant(connection, use.grant_id)
+            if row is None or not is_live(row, moment) or row["disable_time"] is not None:
+                raise Rejected(Cause.CREDENTIAL_ENDED)
+            if use.assertion is not None:
+                _spend(connection, use.grant_id, use.assertion)
+            issued = snapshot(connection, row, moment, use.audience)
+            issued = replace(issued, scopes=narrow(issued.scopes, use.requested_scopes))
+            admit(issued)
+            note_issue(connection, row, moment, use.access_lifetime)
+            write_audit(connection, act, moment, action, row["account_id"], use.grant_id)
+            return issued
+
+        return await self._access.write(work)
+
+
+def insert_credential(connection: Connection, account_id: str, credential: NewCredential, moment: Moment) -> RowMapping:
+    """-> its row of joined_grants. An expired one of the same lookup name makes way. Raises CredentialAlreadyExists."""
+    if credential.lookup_name is not None:
+        expired = (grants.c.lookup_name == credential.lookup_name) & (grants.c.expire_time <= moment.now)
+        ended = update(grants).where(expired & grants.c.end_time.is_(None))
+        connection.execute(ended.values(end_time=moment.now, end_reason=EndReason.EXPIRED))
+    terms = credential.terms
+    x, y = credential.public_key or (None, None)
+    row = {
+        "grant_id": credential.grant_id,
+        "account_id": account_id,
+        "kind": credential.kind,
+        "create_time": moment.now,
+        "latest_expire_time": 0,
+        "expire_time": terms.expire_time,
+        "audiences": join_words(terms.audiences),
+        "requested_scopes": join_words(terms.scopes),
+        "display_name": terms.display_name,
+        "secret_hash": credential.secret_hash,
+        "api_key_use": credential.use,
+        "lookup_name": credential.lookup_name,
+        "public_x": x,
+        "public_y": y,
+    }
+    try:
+        connection.execute(insert(grants).values(**row))
+    except IntegrityError:
+        if credential.lookup_name is None:
+            raise
+        raise CredentialAlreadyExists() from None
+    inserted = find_grant(connection, credential.grant_id)
+    if inserted is None:
+        raise GrantNotFound()
+    return inserted
+
+
+def _spend(connection: Connection, grant_id: str, assertion: UsedAssertion) -> None:
+    """An assertion is good for one log-in. Raises Rejected."""
+    row = {"grant_id": grant_id, "assertion_hash": assertion.assertion_hash, "expire_time": assertion.expire_time}
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(used_assertions).values(**row))
+    except IntegrityError:
+        raise Rejected(Cause.ASSERTION_REPLAYED) from None
+
+
+def _record(row: RowMapping | None, moment: Moment) -> CredentialRecord | None:
+    if row is None or row["kind"] == GrantKind.SESSION:
+        return None
+    return CredentialRecord(
+        grant_id=row["grant_id"],
+        kind=GrantKind(row["kind"]),
+        normalised_username=row["normalised_username"],
+        is_live=is_live(row, moment) and row["disable_time"] is None,
+        audiences=split_words(row["audiences"]),
+        secret_hash=row["secret_hash"],
+        use=None if row["api_key_use"] is None else ApiKeyUse(row["api_key_use"]),
+        public_key=None if row["public_x"] is None else (row["public_x"], row["public_y"]),
+    )
+
+
+def _credential(row: RowMapping) -> Credential:
+    return Credential(
+        grant_id=row["grant_id"],
+        account_id=row["account_id"],
+        kind=GrantKind(row["kind"]),
+        terms=CredentialTerms(
+            display_name=row["display_name"] or "",
+            audiences=split_words(row["audiences"]),
+            scopes=split_words(row["requested_scopes"]),
+            expire_time=row["expire_time"],
+        ),
+        create_time=row["create_time"],
+        last_used_time=row["last_used_time"],
+        use=None if row["api_key_use"] is None else ApiKeyUse(row["api_key_use"]),
+        lookup_name=row["lookup_name"],
+    )

@@ -1,0 +1,175 @@
+"""Rows of accounts and grants: how they are found, what they grant now, and whether whoever acts may still act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, bindparam, select, true, update
+
+from identity.domain.grants import ApiKeyUse, GrantKind, GrantSnapshot
+from identity.domain.roles import still_granted
+from identity.domain.values import FIRST_PARTY, Account, AccountKind, AccountRef, Act
+from identity.storage.sql.common import OPAQUE_CACHE_SECONDS, Moment, split_words
+from identity.storage.tables import accounts, grants, policy, revocations, roles
+from identity_client.errors import AccountNotFound, PermissionMissing, TokenOutdated, TokenRevoked, UnknownRole
+from identity_client.trust.entries import EntryKind
+
+_ROLES = "roles"  # a key of Connection.info
+
+
+def joined_grants() -> Select[Any]:
+    """Grants, each with what matters of its account, and with the policy of now."""
+    return (
+        select(
+            grants,
+            accounts.c.kind.label("account_kind"),
+            accounts.c.normalised_username,
+            accounts.c.roles,
+            accounts.c.generation,
+            accounts.c.disable_time,
+            policy.c.version.label("policy_version"),
+            policy.c.stamp.label("policy_stamp"),
+        )
+        .join_from(grants, accounts)
+        .join(policy, true())
+    )
+
+
+def find_grant(connection: Connection, grant_id: str) -> RowMapping | None:
+    """A row of joined_grants."""
+    return connection.execute(_BY_ID, {"id": grant_id}).mappings().first()
+
+
+def find_grant_by_name(connection: Connection, lookup_name: str) -> RowMapping | None:
+    """The row of joined_grants that is not ended and has this lookup name."""
+    return connection.execute(_BY_NAME, {"name": lookup_name}).mappings().first()
+
+
+_BY_NAME = joined_grants().where(grants.c.lookup_name == bindparam("name"), grants.c.end_time.is_(None))
+_BY_ID = joined_grants().where(grants.c.grant_id == bindparam("id"))
+
+
+def scopes_of(connection: Connection, row: RowMapping) -> tuple[str, ...]:
+    """The scopes that the roles of a row of joined_grants grant now, sorted."""
+    return granted(connection, row["policy_stamp"], split_words(row["roles"]))
+
+
+def granted(connection: Connection, policy_stamp: str, role_names: Iterable[str]) -> tuple[str, ...]:
+    """The scopes that roles grant together, sorted.
+
+    The roles of one policy are remembered beside the connection. The stamp is random: a policy that was rolled back
+    can never be taken for the one that comes instead.
+    """
+    held = connection.info.get(_ROLES)
+    if held is None or held[0] != policy_stamp:
+        rows = connection.execute(select(roles.c.name, roles.c.scopes)).all()
+        held = connection.info[_ROLES] = (policy_stamp, {name: split_words(scopes) for name, scopes in rows})
+    return tuple(sorted({scope for name in role_names for scope in held[1].get(name, ())}))
+
+
+def account_row(connection: Connection, ref: AccountRef) -> RowMapping:
+    """The row that *ref* (its username normalised) names. Raises AccountNotFound."""
+    is_it = (
+        accounts.c.account_id == ref.account_id
+        if ref.account_id is not None
+        else accounts.c.normalised_username == ref.username
+    )
+    row = connection.execute(select(accounts).where(is_it)).mappings().first()
+    if row is None:
+        raise AccountNotFound()
+    return row
+
+
+def account_of(row: RowMapping) -> Account:
+    """A row of accounts as administrators see it."""
+    return Account(
+        account_id=row["account_id"],
+        kind=AccountKind(row["kind"]),
+        username=row["username"],
+        roles=split_words(row["roles"]),
+        generation=row["generation"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+        disable_time=row["disable_time"],
+        password_change_required=row["password_change_required"],
+    )
+
+
+def confirm_caller(connection: Connection, act: Act, moment: Moment) -> None:
+    """Whether whoever acts may still act, now that the write lock is held.
+
+    An act without a caller is its holder's own, or the machine's. Raises TokenRevoked, TokenOutdated,
+    PermissionMissing.
+    """
+    caller = act.caller
+    if caller is None:
+        return
+    row = find_grant(connection, caller.grant_id)
+    if row is None or row["account_id"] != caller.account_id or not is_live(row, moment):
+        raise TokenRevoked()
+    if row["generation"] != caller.generation:
+        raise TokenOutdated()
+    if row["disable_time"] is not None or is_recorded(connection, EntryKind.TOKEN, caller.token_id):
+        raise TokenRevoked()
+    if caller.required_scope and caller.required_scope not in scopes_of(connection, row):
+        raise PermissionMissing()
+
+
+def is_live(grant: RowMapping, moment: Moment) -> bool:
+    """Whether a grant has neither ended nor expired."""
+    expire_time = grant["expire_time"]
+    return grant["end_time"] is None and (expire_time is None or moment.now < expire_time)
+
+
+def is_recorded(connection: Connection, kind: EntryKind, name: str) -> bool:
+    """Whether the feed has an entry of this name."""
+    found = select(revocations.c.version).where(revocations.c.kind == int(kind), revocations.c.name == name)
+    return connection.execute(found.limit(1)).first() is not None
+
+
+def latest_use(row: RowMapping, moment: Moment) -> int:
+    """Until when at most something that hangs off a grant can be taken for good by a peer that is not told."""
+    latest: int = row["latest_expire_time"]
+    is_introspected = row["kind"] == GrantKind.SESSION or row["api_key_use"] == ApiKeyUse.BEARER
+    return max(latest, moment.now + OPAQUE_CACHE_SECONDS) if is_introspected and row["secret_hash"] else latest
+
+
+def check_roles_exist(connection: Connection, names: tuple[str, ...]) -> None:
+    """Raises UnknownRole, which names one."""
+    known = set(connection.execute(select(roles.c.name).where(roles.c.name.in_(names))).scalars())
+    if unknown := [name for name in names if name not in known]:
+        raise UnknownRole(f"there is no role {unknown[0]}: create it first")
+
+
+def note_issue(connection: Connection, row: RowMapping, moment: Moment, access_lifetime: int, **values: object) -> None:
+    """Remember until when a token of this grant may live, so that its revocation is kept as long; and its use."""
+    latest = max(row["latest_expire_time"], moment.now + access_lifetime)
+    changed = update(grants).where(grants.c.grant_id == row["grant_id"])
+    connection.execute(changed.values(latest_expire_time=latest, last_used_time=to_the_minute(moment), **values))
+
+
+def to_the_minute(moment: Moment) -> int:
+    """Uses are noted coarsely."""
+    return moment.now - moment.now % 60
+
+
+def snapshot(connection: Connection, row: RowMapping, moment: Moment, audience: str = "") -> GrantSnapshot:
+    """What is issued from a row of joined_grants, for the session's own audience or the one given."""
+    is_session = row["kind"] == GrantKind.SESSION
+    return GrantSnapshot(
+        grant_id=row["grant_id"],
+        account_id=row["account_id"],
+        client_id=FIRST_PARTY if row["account_kind"] == AccountKind.USER else row["normalised_username"],
+        audience=audience or row["audiences"].partition(" ")[0],
+        scopes=still_granted(scopes_of(connection, row), split_words(row["requested_scopes"])),
+        roles=split_words(row["roles"]),
+        generation=row["generation"],
+        policy_version=row["policy_version"],
+        issue_time=moment.now,
+        authentication_time=row["authentication_time"],
+        authentication_methods=("pwd",) if is_session else (),
+        idle_expire_time=row["expire_time"] if is_session else None,
+        absolute_expire_time=row["absolute_expire_time"],
+        latest_expire_time=row["expire_time"],
+    )
