@@ -149,3 +149,26 @@ def test_a_usual_token_takes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_issuer_does_not_write_is_refused_both_ways(old: str, new: str) -> None:
     raw = payload_of(USUAL).decode().replace(old, new, 1).encode()
     assert quickly(raw) == generally(raw) == Read(None)
+
+
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+@pytest.mark.parametrize(
+    ("r", "s", "is_low"),
+    [
+        (1, 1, True),
+        (ORDER - 1, ORDER // 2, True),
+        (0, 1, False),
+        (1, 0, False),
+        (ORDER, 1, False),
+        (1, ORDER // 2 + 1, False),
+        (2**256 - 1, 1, False),
+        (1, 2**256 - 1, False),
+    ],
+)
+def test_a_signature_has_both_numbers_in_range_and_the_second_in_its_lower_half(r: int, s: int, is_low: bool) -> None:
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    assert compact.is_low_s(signature) is is_low
+    assert not compact.is_low_s(signature + b"\0")
+    assert not compact.is_low_s(signature[:-1])
