@@ -10,11 +10,13 @@ import grpc
 import grpc.aio
 
 from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
+from identity.v1.token_pb2_grpc import TokenServiceStub
 from identity.v1.trust_pb2_grpc import TrustServiceStub
 from identity_client.aio.environment import Connection
 
 if TYPE_CHECKING:  # the asyncio stubs exist as types only
     from identity.v1.authentication_pb2_grpc import AuthenticationServiceAsyncStub
+    from identity.v1.token_pb2_grpc import TokenServiceAsyncStub
     from identity.v1.trust_pb2_grpc import TrustServiceAsyncStub
 
 T = TypeVar("T")
@@ -35,10 +37,12 @@ class Endpoint:
     address: str
     channel: grpc.aio.Channel
     authentication: AuthenticationServiceAsyncStub = field(init=False)
+    tokens: TokenServiceAsyncStub = field(init=False)
     trust: TrustServiceAsyncStub = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authentication", AuthenticationServiceStub(self.channel))
+        object.__setattr__(self, "tokens", TokenServiceStub(self.channel))
         object.__setattr__(self, "trust", TrustServiceStub(self.channel))
 
     @property
