@@ -11,7 +11,6 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
-from identity_client.aio import endpoints as endpoints_module
 from identity_client.aio import stream as stream_module
 from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.aio.identity import Identity, StartError
@@ -48,6 +47,12 @@ class Counted(TrustMetrics):
 
     def stream_renewed(self) -> None:
         self.renewals += 1
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is too busy to run this process for three seconds ends no stream here."""
+    monkeypatch.setattr(stream_module, "SILENCE_SECONDS", 30.0)
 
 
 @pytest.fixture
@@ -372,8 +377,3 @@ async def test_what_happens_to_the_state_is_counted(
     assert metrics.changes == [1]
     assert metrics.ends == ["DEPENDENCY_DOWN"]
     assert all(staleness < math.inf for staleness, *_ in metrics.seen)
-
-
-def test_a_black_hole_is_given_up_before_the_stream_would_be_dead() -> None:
-    options = dict(endpoints_module._CHANNEL_OPTIONS)
-    assert options["grpc.min_reconnect_backoff_ms"] / 1000 < stream_module.SILENCE_SECONDS
