@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
+from identity_client.aio import endpoints as endpoints_module
 from identity_client.aio import stream as stream_module
 from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.aio.identity import Identity, StartError
@@ -21,6 +22,8 @@ from identity_client.trust.metrics import TrustMetrics
 from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
 from tests.clients.issuer import FixedClock, new_id
 from tests.clients.probe import until
+
+SILENCE_SECONDS = stream_module.SILENCE_SECONDS
 
 
 @dataclass
@@ -377,3 +380,8 @@ async def test_what_happens_to_the_state_is_counted(
     assert metrics.changes == [1]
     assert metrics.ends == ["DEPENDENCY_DOWN"]
     assert all(staleness < math.inf for staleness, *_ in metrics.seen)
+
+
+def test_a_black_hole_is_given_up_before_the_stream_would_be_dead() -> None:
+    options = dict(endpoints_module.CHANNEL_OPTIONS)
+    assert options["grpc.min_reconnect_backoff_ms"] / 1000 < SILENCE_SECONDS
