@@ -19,6 +19,7 @@ from identity.v1 import (
     trust_pb2_grpc,
 )
 from identity_client.tokens import opaque
+from identity_client.tokens.claims import NO_END
 from identity_client.trust import wire
 from identity_client.trust.entries import Entry
 from identity_client.trust.state import TrustState
@@ -101,7 +102,8 @@ class FakeIdentity(
             certificate_thumbprint=claims.certificate_thumbprint,
         )
         answer.issue_time.FromSeconds(claims.issue_time)
-        answer.expire_time.FromSeconds(claims.expire_time)
+        if claims.expire_time != NO_END:
+            answer.expire_time.FromSeconds(claims.expire_time)
         if claims.authentication_time is not None:
             answer.authentication_time.FromSeconds(claims.authentication_time)
         self.grants[raw_token] = answer
@@ -161,6 +163,9 @@ class FakeIdentity(
         return self.grants.get(request.token, token_pb2.IntrospectResponse())
 
     async def BatchIntrospect(self, request: Any, context: Any) -> token_pb2.BatchIntrospectResponse:
+        raise NotImplementedError
+
+    async def Exchange(self, request: Any, context: Any) -> token_pb2.ExchangeResponse:
         raise NotImplementedError
 
     async def Refresh(self, request: Any, context: Any) -> token_pb2.RefreshResponse:
