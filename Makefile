@@ -1,7 +1,7 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults requirements format lint types layers protos protos-fresh breaking \
+.PHONY: help setup run demo test unit attacks faults bench bench-quick requirements format lint types layers protos protos-fresh breaking \
         examples check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
@@ -41,6 +41,12 @@ attacks: $(READY)  ## forge a million tokens
 
 faults: $(READY)  ## kill and cut, ten times as often as `make test` does
 	@IDENTITY_TEST_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults --timeout=3600
+
+bench: $(READY)  ## measure; the figures go to build/bench.json: make bench B=verify for a part
+	@$(BIN)/python -m tests.bench $(B)
+
+bench-quick: $(READY)  ## the same, smaller: seconds
+	@$(BIN)/python -m tests.bench --quick $(B)
 
 requirements: $(READY)  ## show which tests prove which requirement; fails where one that is due has none
 	@$(BIN)/python -m pytest -q -m requirement --requirements tests

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from identity_client.tokens.claims import Claims
-from identity_client.trust.entries import Entry
+from identity_client.trust.entries import Batch, Entry
 
 from .grants import (
     Admit,
@@ -243,8 +243,8 @@ class RevocationStore(Protocol):
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         """(version, entry) with versions greater than *version*, in order and without gaps."""
 
-    async def live_entries(self) -> tuple[str, int, list[Entry]]:
-        """(epoch, version, every entry not yet expired, oldest version first), read at one instant."""
+    async def live_entries(self) -> tuple[str, int, list[Batch]]:
+        """(epoch, version, every entry not yet expired, in any order, a few thousand a batch), read at one instant."""
 
 
 class SigningKeyStore(Protocol):

@@ -22,7 +22,8 @@ class ConfigurationError(ValueError):
 class Connection:
     """How to reach the identity service.
 
-    *address* is host:port (or unix:path). With *ca_certificates* (PEM) the connection is TLS; without, plain text,
+    *address* is host:port (or unix:path), or several of them, separated by commas, of one service: the next is tried
+    when one fails. With *ca_certificates* (PEM) the connection is TLS; without, plain text,
     which is admitted to a loopback address only, unless *is_insecure_allowed*. Raises: ConfigurationError.
     """
 
@@ -33,13 +34,22 @@ class Connection:
     is_insecure_allowed: bool = False
 
     def __post_init__(self) -> None:
-        if self.ca_certificates is None and not self.is_insecure_allowed and not is_loopback(self.address):
-            raise ConfigurationError(
-                [
-                    f"{self.address} is no loopback address: name the CA's certificate in IDENTITY_CA_FILE, "
-                    "or set IDENTITY_INSECURE=1 to send tokens in plain text"
-                ]
-            )
+        if not all(self.addresses):
+            raise ConfigurationError([f"IDENTITY_ADDRESS: {self.address!r} names an empty address: remove a comma"])
+        if self.ca_certificates is None and not self.is_insecure_allowed:
+            problems = [
+                f"{address} is no loopback address: name the CA's certificate in IDENTITY_CA_FILE, "
+                "or set IDENTITY_INSECURE=1 to send tokens in plain text"
+                for address in self.addresses
+                if not is_loopback(address)
+            ]
+            if problems:
+                raise ConfigurationError(problems)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each address by itself."""
+        return tuple(address.strip() for address in self.address.split(","))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Connection:

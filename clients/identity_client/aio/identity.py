@@ -15,20 +15,19 @@ import grpc.aio
 
 from identity.v1 import token_pb2
 from identity.v1 import trust_pb2 as pb
-from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
-from identity.v1.token_pb2_grpc import TokenServiceStub
-from identity.v1.trust_pb2_grpc import TrustServiceStub
 from identity_client import status
 from identity_client.access.gate import Process
 from identity_client.access.hooks import Hooks
 from identity_client.access.options import MethodOptions, OnStale
 from identity_client.access.rules import Rule
 from identity_client.access.setup import DEFAULT_GROUP, make_judge
+from identity_client.aio.endpoints import Endpoint, Endpoints
 from identity_client.aio.environment import Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.introspection import Introspections
+from identity_client.aio.readiness import OnReady, Readiness
 from identity_client.aio.stream import TrustStream
-from identity_client.aio.token_source import TokenSource
+from identity_client.aio.token_source import AccessToken, TokenSource
 from identity_client.clock import Clock, SystemClock
 from identity_client.errors import (
     DependencyDown,
@@ -43,16 +42,11 @@ from identity_client.principal import Principal
 from identity_client.tokens.claims import NO_END, Claims
 from identity_client.tokens.opaque import Kind
 from identity_client.trust import wire
+from identity_client.trust.metrics import TrustMetrics
 from identity_client.trust.state import TrustState
 
 _KEY_FETCH_SECONDS = 5.0
 _CALL_SECONDS = 5.0
-_CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # the stream has its own back-off; the default would wait minutes
-    ("grpc.enable_http_proxy", 0),  # a proxy out of the environment would read plain text meant for loopback
-)
 
 _TOKEN_KINDS = {Kind.SESSION.value: token_pb2.TOKEN_KIND_SESSION, Kind.API_KEY.value: token_pb2.TOKEN_KIND_API_KEY}
 _NOT_CONFIRMED = "The identity service did not confirm the token: repeat the call later."
@@ -70,38 +64,57 @@ class Identity:
 
     Entering raises BadCredentials or another IdentityError if the service refuses us, StartError after
     *start_timeout_seconds*. Leaving ends the trust stream: guards close once *max_staleness_seconds* have passed.
+
+    *on_ready* is told True once the trust state is fresh enough to serve (at most *ready_staleness_seconds* old), False
+    when it no longer is, and at the end: hand that on to your health service. *metrics* counts what happens to it.
     """
 
     def __init__(
-        self, connection: Connection, *, clock: Clock | None = None, start_timeout_seconds: float = 30.0
+        self,
+        connection: Connection,
+        *,
+        clock: Clock | None = None,
+        start_timeout_seconds: float = 30.0,
+        on_ready: OnReady | None = None,
+        ready_staleness_seconds: float = 30.0,
+        metrics: TrustMetrics | None = None,
     ) -> None:
         self._connection = connection
         self._clock = clock or SystemClock()
         self._start_timeout_seconds = start_timeout_seconds
+        self._metrics = metrics or TrustMetrics()
         self.trust = TrustState(self._clock)
+        self._readiness = Readiness(self.trust, ready_staleness_seconds, on_ready, self._metrics)
         self._keys_fetched_at = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._process = Process("Identity")
         self.introspections = Introspections(self._look, trust=self.trust, clock=self._clock)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        on_ready: OnReady | None = None,
+        metrics: TrustMetrics | None = None,
+    ) -> Self:
         """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE.
         Raises: ConfigurationError, with every problem at once."""
-        return cls(Connection.from_env(os.environ if environ is None else environ))
+        connection = Connection.from_env(os.environ if environ is None else environ)
+        return cls(connection, on_ready=on_ready, metrics=metrics)
 
     async def __aenter__(self) -> Self:
         self._process.check()
-        self._channel = _open_channel(self._connection)
-        self._trust_stub = TrustServiceStub(self._channel)
-        self._token_stub = TokenServiceStub(self._channel)
+        self._endpoints = Endpoints(self._connection)
         self._tokens = TokenSource(
-            AuthenticationServiceStub(self._channel),
+            self._endpoints,
             client_id=self._connection.client_id,
             client_secret=self._connection.client_secret,
             clock=self._clock,
         )
-        self._stream = TrustStream(self._trust_stub, trust=self.trust, tokens=self._tokens, clock=self._clock)
+        self._stream = TrustStream(
+            self._endpoints, trust=self.trust, tokens=self._tokens, clock=self._clock, metrics=self._metrics
+        )
         try:
             await self._start()
         except BaseException:
@@ -188,6 +201,8 @@ class Identity:
                 await self._authenticate_first()
                 self._spawn(self._stream.run())
                 await self._stream.ready.wait()
+            await self._readiness.look()
+            self._spawn(self._readiness.run())
         except TimeoutError:
             problem = f": {self._stream.problem}" if self._stream.problem else ""
             if isinstance(self._stream.problem, PermissionMissing):
@@ -208,23 +223,28 @@ class Identity:
             task.cancel()
         await self.introspections.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close()
+        await self._readiness.end()
+        await self._endpoints.close()
 
     async def _standing(self, principal: Principal) -> pb.TokenStanding.ValueType:
         request = pb.CheckRevocationRequest(tokens=[_token_identity(principal)])
-        response = await self._ask(self._trust_stub.CheckRevocation, request)
+        response = await self._ask(
+            lambda at, own: at.trust.CheckRevocation(request, metadata=own.metadata, timeout=_CALL_SECONDS)
+        )
         return response.standings[0] if len(response.standings) == 1 else pb.TOKEN_STANDING_UNSPECIFIED
 
     async def _look(self, raw_token: str) -> Claims | None:
         request = token_pb2.IntrospectRequest(token=raw_token)
-        response = await self._ask(self._token_stub.Introspect, request)
+        response = await self._ask(
+            lambda at, own: at.tokens.Introspect(request, metadata=own.metadata, timeout=_CALL_SECONDS)
+        )
         if not response.active:
             return None
         if response.kind != _TOKEN_KINDS[raw_token[:4]]:
             raise DependencyDown("The identity service took the token for one of another kind: repeat the call later.")
         return _introspected(response, self.trust.issuer)
 
-    async def _ask(self, method: Callable[..., Awaitable[_Response]], request: object) -> _Response:
+    async def _ask(self, rpc: Callable[[Endpoint, AccessToken], Awaitable[_Response]]) -> _Response:
         """Calls the service with our own token. Raises DependencyDown: whatever is wrong between the service and us,
         the caller's token is not to blame."""
         try:
@@ -232,7 +252,7 @@ class Identity:
         except IdentityError as error:
             raise DependencyDown(_NOT_CONFIRMED) from error
         try:
-            return await method(request, metadata=token.metadata, timeout=_CALL_SECONDS)
+            return await self._endpoints.call(lambda at: rpc(at, token))
         except grpc.aio.AioRpcError as error:
             refusal = status.from_rpc_error(error)
             if isinstance(refusal, TokenError):
@@ -243,7 +263,9 @@ class Identity:
 
     async def _fetch_keys(self) -> None:
         try:
-            response = await self._trust_stub.GetKeys(pb.GetKeysRequest(), timeout=_CALL_SECONDS)
+            response = await self._endpoints.call(
+                lambda at: at.trust.GetKeys(pb.GetKeysRequest(), timeout=_CALL_SECONDS)
+            )
             issuer, keys = wire.keys_from_message(response.key_set)
         except (grpc.aio.AioRpcError, IdentityError, ValueError) as error:
             _log.warning("the keys could not be fetched; those held are kept: %s", type(error).__name__)
@@ -255,13 +277,6 @@ class Identity:
         task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _open_channel(connection: Connection) -> grpc.aio.Channel:
-    if connection.ca_certificates is None:
-        return grpc.aio.insecure_channel(connection.address, options=_CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)
-    return grpc.aio.secure_channel(connection.address, credentials, options=_CHANNEL_OPTIONS)
 
 
 def _introspected(response: token_pb2.IntrospectResponse, issuer: str) -> Claims:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
 from identity.v1 import authentication_pb2 as pb
 from identity_client import status
+from identity_client.aio.endpoints import Endpoints
 from identity_client.clock import Clock
 from identity_client.errors import IdentityError
 
-if TYPE_CHECKING:  # the asyncio stubs exist as types only
-    from identity.v1.authentication_pb2_grpc import AuthenticationServiceAsyncStub
-
 IDENTITY_AUDIENCE = "identity"
-_RENEW_AFTER_SHARE = 0.8  # of the lifetime; the rest is time to get over an outage
+_RENEW_AFTER_SHARES = (0.7, 0.8)  # of the lifetime, at random: a fleet that started together does not renew together
 _RETRY_SECONDS = 5.0
 _CALL_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
+_random = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,8 @@ class AccessToken:
 class TokenSource:
     """Hands out an access token for the identity service itself; concurrent callers share one Authenticate."""
 
-    def __init__(
-        self, stub: AuthenticationServiceAsyncStub, *, client_id: str, client_secret: str, clock: Clock
-    ) -> None:
-        self._stub = stub
+    def __init__(self, endpoints: Endpoints, *, client_id: str, client_secret: str, clock: Clock) -> None:
+        self._endpoints = endpoints
         self._client_id = client_id
         self._client_secret = client_secret
         self._clock = clock
@@ -86,9 +83,11 @@ class TokenSource:
             audience=IDENTITY_AUDIENCE,
         )
         try:
-            response = await self._stub.Authenticate(request, timeout=_CALL_SECONDS)
+            response = await self._endpoints.call(
+                lambda endpoint: endpoint.authentication.Authenticate(request, timeout=_CALL_SECONDS)
+            )
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from error
         expire_time = response.access.access_token_expire_time.seconds
-        renew_time = now + _RENEW_AFTER_SHARE * (expire_time - now)
+        renew_time = now + _random.uniform(*_RENEW_AFTER_SHARES) * (expire_time - now)
         return AccessToken(response.access.access_token, expire_time, renew_time)

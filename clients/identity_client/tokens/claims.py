@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 NO_END = 2**53 - 1
-"""The expire_time of an API key that has no end."""
+"""The expire_time of an API key that never expires."""
 
 
 class Claims(NamedTuple):
