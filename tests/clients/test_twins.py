@@ -227,6 +227,17 @@ async def test_leaving_ends_the_thread_and_what_must_be_asked_is_then_unavailabl
     identity.note_unknown_key()
 
 
+async def test_the_threaded_face_tells_when_it_is_ready_and_when_no_longer(
+    fake: FakeIdentity, clock: FixedClock
+) -> None:
+    told: list[bool] = []
+    identity = ThreadedIdentity(connection(fake), clock=clock, on_ready=told.append)
+    await asyncio.to_thread(identity.__enter__)
+    assert told == [True]
+    await asyncio.to_thread(identity.__exit__, None, None, None)
+    assert told == [True, False]
+
+
 async def test_a_peer_that_serves_in_three_lines(fake: FakeIdentity, clock: FixedClock) -> None:
     def serve_and_stop() -> int:
         with ThreadedIdentity(connection(fake), clock=clock) as identity:

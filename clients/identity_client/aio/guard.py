@@ -43,6 +43,10 @@ class Guard(grpc.aio.ServerInterceptor):
     like any token; without it opaque bearers are refused as malformed. *on_unknown_key* is told of a token whose key is
     not held; it must not block. A method that the server has not registered stays UNIMPLEMENTED, and whatever a handler
     raises passes untouched.
+
+    A call that streams is ended when its token no longer holds: an asynchronous handler is cancelled where it waits; of
+    a synchronous one `identity_client.sync.guard.Guard` says what can be done. A stream on a session ends when the
+    session would have expired as of the stream's beginning: streaming is no use that prolongs it.
     """
 
     def __init__(

@@ -34,6 +34,11 @@ class Guard(grpc.ServerInterceptor):
 
     grpc.server runs its interceptors one after the other, so nothing is waited for there: where the identity service
     must be asked, the handler's own thread asks it, before it awaits the request.
+
+    A handler that streams runs on a thread beside grpc's own, which ends the call when the caller's token no longer
+    holds. The handler cannot be interrupted: one that waits for requests is told the refusal as an exception, any other
+    is closed at its next response. One that waits for something else for ever keeps its thread, so have it wait with a
+    time limit and look at `context.is_active()`, or wake it from `context.add_callback`.
     """
 
     def __init__(
