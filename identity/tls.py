@@ -43,7 +43,7 @@ class CertificateFiles:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, *client_ca = [path.read_bytes() for path in self._paths]
-        _check_pair(certificate, key)
+        check_pair(certificate, key)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
 
 
@@ -81,7 +81,7 @@ def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstrai
         raise ValueError("the certificate is no authority's")
 
 
-def _check_pair(certificate: bytes, key: bytes) -> None:
+def check_pair(certificate: bytes, key: bytes) -> None:
     """Raises ValueError: not PEM, or the key is another certificate's. grpc itself would fail each handshake."""
     own_key = load_pem_private_key(key, None).public_key()
     certified_key = x509.load_pem_x509_certificates(certificate)[0].public_key()

@@ -375,5 +375,5 @@ async def test_what_happens_to_the_state_is_counted(
 
 
 def test_a_black_hole_is_given_up_before_the_stream_would_be_dead() -> None:
-    options = dict(endpoints_module._CHANNEL_OPTIONS)
+    options = dict(endpoints_module.CHANNEL_OPTIONS)
     assert options["grpc.min_reconnect_backoff_ms"] / 1000 < stream_module.SILENCE_SECONDS

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
 
+from identity.v1 import authentication_pb2 as pb
+from identity.v1 import token_pb2
 from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
 from identity.v1.token_pb2_grpc import TokenServiceStub
 from identity.v1.trust_pb2_grpc import TrustServiceStub
 from identity_client.aio.environment import Connection
+from identity_client.aio.reloading import ReloadingChannel
+from identity_client.tls_files import TlsFiles
 
 if TYPE_CHECKING:  # the asyncio stubs exist as types only
     from identity.v1.authentication_pb2_grpc import AuthenticationServiceAsyncStub
@@ -21,7 +25,9 @@ if TYPE_CHECKING:  # the asyncio stubs exist as types only
 
 T = TypeVar("T")
 
-_CHANNEL_OPTIONS = (
+CALL_SECONDS = 5.0
+
+CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 500),  # the stream has its own back-off; the default would wait minutes
@@ -59,7 +65,7 @@ class Endpoints:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._all = [Endpoint(address, _open_channel(address, connection)) for address in connection.addresses]
+        self._all = [Endpoint(address, open_channel(address, connection.tls)) for address in connection.addresses]
         self._at = 0
 
     def __len__(self) -> int:
@@ -91,14 +97,35 @@ class Endpoints:
                     raise
         raise AssertionError("there is an endpoint at least")
 
+    async def authenticate(self, request: pb.AuthenticateRequest) -> pb.AuthenticateResponse:
+        """Log in. Raises AioRpcError."""
+        return await self.call(lambda at: at.authentication.Authenticate(request, timeout=CALL_SECONDS))
+
+    async def refresh(self, request: token_pb2.RefreshRequest) -> token_pb2.RefreshResponse:
+        """Refresh. Raises AioRpcError."""
+        return await self.call(lambda at: at.tokens.Refresh(request, timeout=CALL_SECONDS))
+
+    async def exchange(
+        self, request: token_pb2.ExchangeRequest, metadata: tuple[tuple[str, str], ...]
+    ) -> token_pb2.ExchangeResponse:
+        """Exchange a token. Raises AioRpcError."""
+        return await self.call(lambda at: at.tokens.Exchange(request, metadata=metadata, timeout=CALL_SECONDS))
+
     async def close(self) -> None:
         """Close every connection."""
         for endpoint in self._all:
             await endpoint.channel.close()
 
 
-def _open_channel(address: str, connection: Connection) -> grpc.aio.Channel:
-    if connection.ca_certificates is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)
-    return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+def open_channel(
+    address: str,
+    tls: TlsFiles | None,
+    chain: Sequence[grpc.aio.ClientInterceptor] = (),
+    options: Sequence[tuple[str, Any]] = CHANNEL_OPTIONS,
+) -> grpc.aio.Channel:
+    """A channel to *address*: plain text without *tls*, else TLS by files that are read again when they change."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=chain)
+    return ReloadingChannel(
+        tls, lambda made: grpc.aio.secure_channel(address, made, options=options, interceptors=chain)
+    )

@@ -130,7 +130,7 @@ class TrustStream:
     async def _follow(self) -> Exception:
         """Follows a stream and its successors until one breaks off. Answers why."""
         try:
-            stream = self._open(await self._tokens.get())
+            stream = self._open(await self._tokens.fresh())
             self._trust.drop_snapshot()
             await self._read(stream)
         except (IdentityError, Silence, TrustGap) as error:
@@ -190,7 +190,7 @@ class TrustStream:
         None where that failed: the old one goes on meanwhile, and another attempt follows.
         """
         try:
-            stream = self._open(await self._tokens.get())
+            stream = self._open(await self._tokens.fresh())
             try:
                 async with asyncio.timeout(_SUCCESSOR_SECONDS):
                     await self._collect(stream)
