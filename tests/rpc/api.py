@@ -64,10 +64,14 @@ class Api:
 
     server: Server
     address: str
+    secure_by: grpc.ChannelCredentials | None = None
     channel: grpc.aio.Channel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.channel = grpc.aio.insecure_channel(self.address)
+        if self.secure_by is None:
+            self.channel = grpc.aio.insecure_channel(self.address)
+        else:
+            self.channel = grpc.aio.secure_channel(self.address, self.secure_by)
         self.authentication = authentication_pb2_grpc.AuthenticationServiceStub(self.channel)
         self.tokens = token_pb2_grpc.TokenServiceStub(self.channel)
         self.trust = trust_pb2_grpc.TrustServiceStub(self.channel)
