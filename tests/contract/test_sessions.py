@@ -1,4 +1,4 @@
-"""Sessions as the store keeps them: opened, renewed, listed, ended, and undone as a whole where a token does not fit."""
+"""Sessions as the store keeps them: opened, renewed, listed, ended; undone as a whole where a token does not fit."""
 
 from __future__ import annotations
 
