@@ -56,6 +56,24 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 
 @pytest.fixture
+def server_clock() -> FixedClock:
+    """Tests move its wall time alone: the server's own trust state stays fresh."""
+    return FixedClock()
+
+
+@pytest.fixture
+async def timed_api(make_settings: MakeSettings, server_clock: FixedClock) -> AsyncIterator[Api]:
+    """The same, whose time stands still until the test moves it."""
+    server = Server(make_settings(), server_clock)
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await prepare(server.house)
+    yield api
+    await api.channel.close()
+    await server.stop()
+
+
+@pytest.fixture
 async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
     """A running server whose admin is `root`."""
     server = Server(make_settings())
