@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from identity import failpoints
-from identity_client.errors import IdentityError, InvalidRequest, RetryLater
+from identity_client.errors import BadCredentials, InvalidRequest, RetryLater, TokenTooLarge
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
@@ -94,7 +94,7 @@ class Authenticator:
             opening = await self._opening(record, record.credential_version, wanted)
             await failpoints.reach("login.before_write")
             snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
-        except IdentityError as error:
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
             raise await self._refusals.noted(error, "session.open", username, act) from None
         await self._renew_hash(record, password)
         return self._issue(opening, snapshot)
@@ -118,7 +118,7 @@ class Authenticator:
             await failpoints.reach("change_password.before_write")
             change = PasswordChange(record.account_id, record.credential_version, new_hash)
             snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
-        except IdentityError as error:
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
             raise await self._refusals.noted(error, "password.change", username, act) from None
         await self._feed.published(version)
         return self._issue(opening, snapshot)
