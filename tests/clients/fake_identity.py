@@ -10,12 +10,20 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from identity.v1 import authentication_pb2, authentication_pb2_grpc, trust_pb2, trust_pb2_grpc
+from identity.v1 import (
+    authentication_pb2,
+    authentication_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
+    trust_pb2,
+    trust_pb2_grpc,
+)
+from identity_client.tokens import opaque
 from identity_client.trust import wire
 from identity_client.trust.entries import Entry
 from identity_client.trust.state import TrustState
 
-from .issuer import ISSUER, FixedClock, Issuer
+from .issuer import ISSUER, FixedClock, Issuer, opaque_text
 
 CLIENT_ID = "orders"
 CLIENT_SECRET = "idc_a-secret-that-no-log-may-show"
@@ -24,6 +32,7 @@ _CUT = object()
 
 class FakeIdentity(
     authentication_pb2_grpc.AuthenticationServiceServicer,
+    token_pb2_grpc.TokenServiceServicer,
     trust_pb2_grpc.TrustServiceServicer,
     grpc.aio.ServerInterceptor,
 ):
@@ -35,6 +44,8 @@ class FakeIdentity(
         self.calls: Counter[str] = Counter()
         self.resumes: list[tuple[str, int]] = []
         self.standing = trust_pb2.TOKEN_STANDING_LIVE
+        self.grants: dict[str, token_pb2.IntrospectResponse] = {}
+        self.refuses_introspection = False
         self.token_lifetime_seconds = 600
         self.refuses_watchers = False
         self.sends_snapshots = True
@@ -55,6 +66,7 @@ class FakeIdentity(
         """Listens, on the same port as before if there was one."""
         self._server = grpc.aio.server(interceptors=[self], options=[("grpc.so_reuseport", 0)])
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(self, self._server)
+        token_pb2_grpc.add_TokenServiceServicer_to_server(self, self._server)
         trust_pb2_grpc.add_TrustServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(self.address)}"
         await self._server.start()
@@ -69,6 +81,31 @@ class FakeIdentity(
         version = self.state.version + 1
         self.state.apply(version, version, entries)
         self._send(_changes(version, entries))
+
+    def open_grant(self, kind: opaque.Kind, **changes: object) -> str:
+        """Creates a session or API key of a clerk; -> its text."""
+        claims = self.issuer.claims(**changes)  # type: ignore[arg-type]
+        raw_token = opaque_text(kind, claims.grant_id)
+        answer = token_pb2.IntrospectResponse(
+            active=True,
+            grant_id=claims.grant_id,
+            account_id=claims.account_id,
+            client_id=claims.client_id,
+            audience=claims.audience,
+            scopes=claims.scopes,
+            roles=claims.roles,
+            kind=token_pb2.TOKEN_KIND_SESSION if kind is opaque.Kind.SESSION else token_pb2.TOKEN_KIND_API_KEY,
+            generation=claims.generation,
+            policy_version=claims.policy_version,
+            authentication_methods=claims.authentication_methods,
+            certificate_thumbprint=claims.certificate_thumbprint,
+        )
+        answer.issue_time.FromSeconds(claims.issue_time)
+        answer.expire_time.FromSeconds(claims.expire_time)
+        if claims.authentication_time is not None:
+            answer.authentication_time.FromSeconds(claims.authentication_time)
+        self.grants[raw_token] = answer
+        return raw_token
 
     def lose(self, *entries: Entry) -> None:
         """Commits *entries* as the next version and streams nothing: the following change shows the gap."""
@@ -117,6 +154,20 @@ class FakeIdentity(
 
     async def CheckRevocation(self, request: Any, context: Any) -> trust_pb2.CheckRevocationResponse:
         return trust_pb2.CheckRevocationResponse(standings=[self.standing] * len(request.tokens))
+
+    async def Introspect(self, request: Any, context: Any) -> token_pb2.IntrospectResponse:
+        if self.refuses_introspection:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "The caller lacks a scope.")
+        return self.grants.get(request.token, token_pb2.IntrospectResponse())
+
+    async def BatchIntrospect(self, request: Any, context: Any) -> token_pb2.BatchIntrospectResponse:
+        raise NotImplementedError
+
+    async def Refresh(self, request: Any, context: Any) -> token_pb2.RefreshResponse:
+        raise NotImplementedError
+
+    async def Revoke(self, request: Any, context: Any) -> token_pb2.RevokeResponse:
+        raise NotImplementedError
 
     async def WatchTrust(self, request: Any, context: Any) -> AsyncIterator[trust_pb2.WatchTrustResponse]:
         self.resumes.append((request.epoch, request.version))
