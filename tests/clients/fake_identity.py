@@ -163,6 +163,9 @@ class FakeIdentity(
     async def BatchIntrospect(self, request: Any, context: Any) -> token_pb2.BatchIntrospectResponse:
         raise NotImplementedError
 
+    async def Exchange(self, request: Any, context: Any) -> token_pb2.ExchangeResponse:
+        raise NotImplementedError
+
     async def Refresh(self, request: Any, context: Any) -> token_pb2.RefreshResponse:
         raise NotImplementedError
 

@@ -164,10 +164,12 @@ async def test_a_token_can_be_bound_to_a_certificate(identity_aio: AioIdentity, 
         grpc.ssl_channel_credentials(authority.certificate, *pair[::-1]) for pair in ((certificate, key), other)
     ]
     guard = identity_aio.guard("shapes", rules=RULES)
-    async with ShapePeer(guard, credentials=(server, channels[0])) as peer, peer.connect(channels[1]) as channel:
+    async with ShapePeer(guard, credentials=(server, channels[0])) as peer:
+        other_client = peer.connect(channels[1])
         held = identity_issuer.mint(**GOOD, certificate=certificate)
         await peer.call("UnaryUnary", held)
-        assert (await peer.refusal("UnaryUnary", held, channel)).reason == "CERTIFICATE_MISMATCH"
+        assert (await peer.refusal("UnaryUnary", held, other_client)).reason == "CERTIFICATE_MISMATCH"
+        await other_client.close()
 
 
 def test_a_handler_can_be_called_without_a_server(identity_issuer: Issuer) -> None:
