@@ -61,7 +61,7 @@ def check(python: str, version: Version, level: str) -> str:
     environment = ENVIRONMENTS / f"{version[0]}.{version[1]}-{level}"
     prepare(environment, python, level)
     print(f"== {name}: {installed(environment)}", flush=True)
-    tests = [environment / "bin" / "python", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
+    tests = [f"{environment}/bin/python", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
     done = subprocess.run(tests, cwd=ROOT, env=os.environ | {"IDENTITY_TEST_MUTANTS": "2000"}, check=False)
     return name if done.returncode else ""
 
@@ -75,7 +75,7 @@ def prepare(environment: Path, python: str, level: str) -> None:
         return
     shutil.rmtree(environment, ignore_errors=True)
     subprocess.run([python, "-m", "venv", environment], check=True)
-    pip = [environment / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip = [f"{environment}/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "-e", ".", *wanted], cwd=ROOT, check=True)
     stamp.write_text(digest)
 
@@ -96,7 +96,7 @@ def installed(environment: Path) -> str:
     """What was chosen, for the reader."""
     names = [re.split(r"[<>=]", requirement)[0] for requirement in lowest()]
     code = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
-    command = [environment / "bin" / "python", "-c", code, *names]
+    command = [f"{environment}/bin/python", "-c", code, *names]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
