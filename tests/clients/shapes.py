@@ -152,6 +152,7 @@ class Handlers:
         try:
             for _ in range(500):  # far more than flow control lets out unread
                 yield bytes(64_000)
+            self.count("ended_regularly")
         finally:
             self.count("cleaned_up")
 
@@ -159,6 +160,7 @@ class Handlers:
         try:
             for _ in range(500):  # far more than flow control lets out unread
                 yield bytes(64_000)
+            self.count("ended_regularly")
         finally:
             self.count("cleaned_up")
 

@@ -225,6 +225,7 @@ async def test_a_stream_whose_caller_does_not_read_ends_with_the_reason_after_wh
                 pass
         assert await end_of(call) == "TOKEN_REVOKED"
         await until(lambda: peer.handlers.cleaned_up == 1)
+        assert peer.handlers.ended_regularly == 0
 
 
 def revoke(trust: TrustState, clock: FixedClock, version: int, *grants: Claims) -> None:
