@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -14,8 +15,10 @@ import pytest
 import identity_client
 from identity_client import aio
 from identity_client.access.rules import Rule
+from identity_client.errors import DependencyDown, ScopeNotGranted, TokenMalformed
+from identity_client.principal import Principal
 from identity_client.testing import AioIdentity, Credential, Issuer, ThreadedIdentity
-from tests.clients.shapes import TABLE, ShapePeer, end_of
+from tests.clients.shapes import TABLE, ShapePeer, end_of, path
 from tests.rpc.certificates import Authority
 
 GOOD: dict[str, Any] = {"scopes": ["read"], "roles": ["clerk"]}
@@ -153,6 +156,52 @@ async def test_in_an_outage_guards_judge_alone_for_a_while_and_hear_afterwards_w
     identity_issuer.reconnect()
     assert (await peer.refusal("UnaryUnary", held)).reason == "TOKEN_REVOKED"
     await peer.call("Confirmed", other)
+
+
+def call_threaded(identity: ThreadedIdentity, port: int, caller: Principal | None) -> bytes:
+    with identity.channel(
+        f"127.0.0.1:{port}", audience="shapes", on_behalf_of=None if caller is None else lambda: caller
+    ) as channel:
+        return bytes(cast(Any, channel).unary_unary(path("UnaryUnary"))(b"", timeout=10))
+
+
+@pytest.mark.requirement("R74")
+async def test_calls_to_other_peers_carry_tokens_of_the_issuer_the_callers_own_where_wanted(
+    identity_aio: AioIdentity, identity_threaded: ThreadedIdentity, identity_issuer: Issuer
+) -> None:
+    identity_issuer.set_roles("test", ["clerk"])
+    received = identity_issuer.mint("alice", roles=["clerk"], scopes=["read", "write"], audience="front")
+    with identity_issuer.calling(received) as alice:
+        async with identity_aio as identity, ShapePeer(identity.guard("shapes", rules=RULES)) as peer:
+            target = f"127.0.0.1:{peer.port}"
+            ours = identity.channel(target, audience="shapes", scopes=["read"])
+            hers = identity.channel(target, audience="shapes", scopes=["read"], on_behalf_of=lambda: alice)
+            for channel, account in ((ours, "test"), (hers, "alice")):
+                answer = await cast(Any, channel).unary_unary(path("UnaryUnary"))(b"", timeout=10)
+                assert bytes(answer) == identity_issuer.account_id(account).encode()
+                await channel.close()
+            assert peer.handlers.principal is not None
+            assert peer.handlers.principal.claims.actors == (identity_issuer.account_id("test"),)
+            assert peer.handlers.principal.scopes == ("read",)
+            with identity_threaded as threaded:
+                answer = await asyncio.to_thread(call_threaded, threaded, peer.port, alice)
+                assert answer == alice.account_id.encode()
+
+            identity_issuer.revoke_grant(received)
+            with pytest.raises(TokenMalformed):
+                identity_issuer.exchange(received.raw_token, audience="shapes", actor="test")
+
+
+def test_an_exchange_gives_no_more_than_was_received_and_no_longer(identity_issuer: Issuer) -> None:
+    received = identity_issuer.mint(scopes=["read"], lifetime_seconds=60)
+    given = identity_issuer.exchange(received.raw_token, audience="stock", actor="orders")
+    assert (given.claims.scopes, given.claims.expire_time) == (("read",), received.claims.expire_time)
+    assert (given.grant_id, given.claims.audience) == (received.grant_id, "stock")
+    with pytest.raises(ScopeNotGranted):
+        identity_issuer.exchange(received.raw_token, audience="stock", actor="orders", scopes=["write"])
+    identity_issuer.disconnect()
+    with pytest.raises(DependencyDown):
+        identity_issuer.exchange(received.raw_token, audience="stock", actor="orders")
 
 
 async def test_a_token_can_be_bound_to_a_certificate(identity_aio: AioIdentity, identity_issuer: Issuer) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from identity_client.access.certificates import thumbprint
-from identity_client.errors import DependencyDown, TokenRevoked
+from identity_client.errors import DependencyDown, ScopeNotGranted, TokenMalformed, TokenRevoked
 from identity_client.principal import BearerKind, Principal, find_principal, set_principal
 from identity_client.testing.clock import FixedClock
 from identity_client.testing.credential import Credential, check_issuable, names
@@ -52,6 +52,7 @@ class Issuer:
         self._policy_version = 1
         self._accounts: dict[str, _Account] = {}
         self._bearers: dict[str, Claims] = {}  # opaque text -> what it stands for now
+        self._signed_claims: dict[str, Claims] = {}
         self._live_grants: dict[str, str] = {}  # grant -> account
         self._unheard: list[Entry] = []
         for state in (self.trust, self._truth):
@@ -78,12 +79,14 @@ class Issuer:
         authentication_age_seconds: int | None = 0,
         certificate: bytes | None = None,
         grant_id: str = "",
+        actors: Sequence[str] = (),
     ) -> Credential:
         """An access token of *account* (username or id) for *audience*, a service or a group.
 
         *roles* not named are those of the last `set_roles`. *authentication_age_seconds*: how long ago a person logged
         in; None for a machine. *certificate* (PEM): the token is good only on a connection that shows it. *grant_id*:
-        one more token of an earlier credential's session. Raises ValueError for what the service would not issue.
+        one more token of an earlier credential's session. *actors*: the accounts that act for this one, the nearest
+        first. Raises ValueError for what the service would not issue.
         """
         if not 0 < lifetime_seconds <= LONGEST_LIFETIME_SECONDS:
             raise ValueError(
@@ -96,11 +99,9 @@ class Issuer:
             key_id=self.signing_key.key_id,
             grant_id=grant_id or claims.grant_id,
             certificate_thumbprint="" if certificate is None else thumbprint(certificate),
+            actors=tuple(map(self.account_id, names(actors))),
         )
-        raw_token = self.signing_key.sign(claims)
-        check_issuable(raw_token, claims)
-        self._live_grants[claims.grant_id] = claims.account_id
-        return Credential(raw_token, claims, BearerKind.ACCESS_TOKEN)
+        return self._signed(claims)
 
     def mint_session(
         self,
@@ -130,6 +131,30 @@ class Issuer:
         """An opaque API key of a machine; guards ask about it. Its roles are read live: `set_roles` changes them."""
         claims = self._claims(account, scopes, roles, audience, lifetime_seconds, account, None)
         return self._opaque(BearerKind.API_KEY, claims)
+
+    def exchange(self, raw_token: str, *, audience: str, actor: str, scopes: Sequence[str] = ()) -> Credential:
+        """A token for *audience* of the session behind *raw_token*, with *scopes* or all it had; *actor* acts with it.
+        Raises: TokenMalformed (the text is not active), ScopeNotGranted, DependencyDown while disconnected."""
+        self._check_connected()
+        received = self._signed_claims.get(raw_token) or self._bearers.get(raw_token)
+        if received is None or not self._is_live(received):
+            raise TokenMalformed()
+        if not set(names(scopes)).issubset(received.scopes):
+            raise ScopeNotGranted()
+        held, now = self._account(received.account_id), int(self.clock.now())
+        return self._signed(
+            received._replace(
+                audience=audience,
+                scopes=names(scopes) or received.scopes,
+                issue_time=now,
+                expire_time=min(received.expire_time, now + 600),
+                generation=held.generation,
+                policy_version=self._policy_version,
+                token_id=new_id(),
+                key_id=self.signing_key.key_id,
+                actors=(self.account_id(actor), *received.actors),
+            )
+        )
 
     def account_id(self, account: str) -> str:
         """The id of a username; an id is its own."""
@@ -214,9 +239,7 @@ class Issuer:
         """What an opaque text stands for now; None if it is not active. Raises DependencyDown while disconnected."""
         self._check_connected()
         claims = self._bearers.get(raw_token)
-        if claims is None or claims.grant_id not in self._live_grants or self.clock.now() >= claims.expire_time:
-            return None
-        return claims
+        return claims if claims is not None and self._is_live(claims) else None
 
     def confirm(self, principal: Principal) -> None:
         """Whether the grant behind *principal* is live. Raises: TokenRevoked (also for a grant that was never minted),
@@ -266,6 +289,16 @@ class Issuer:
             authentication_time=now - (authentication_age_seconds or 0) if is_person else None,
             authentication_methods=("pwd",) if is_person else (),
         )
+
+    def _is_live(self, claims: Claims) -> bool:
+        return claims.grant_id in self._live_grants and self.clock.now() < claims.expire_time
+
+    def _signed(self, claims: Claims) -> Credential:
+        raw_token = self.signing_key.sign(claims)
+        check_issuable(raw_token, claims)
+        self._signed_claims[raw_token] = claims
+        self._live_grants[claims.grant_id] = claims.account_id
+        return Credential(raw_token, claims, BearerKind.ACCESS_TOKEN)
 
     def _opaque(self, kind: BearerKind, claims: Claims) -> Credential:
         secret = secrets.token_bytes(opaque.SECRET_BYTES)
