@@ -19,6 +19,7 @@ from identity.v1 import (
     trust_pb2_grpc,
 )
 from identity_client.tokens import opaque
+from identity_client.tokens.claims import NO_END
 from identity_client.trust import wire
 from identity_client.trust.entries import Entry
 from identity_client.trust.state import TrustState
@@ -120,7 +121,8 @@ class FakeIdentity(
             certificate_thumbprint=claims.certificate_thumbprint,
         )
         answer.issue_time.FromSeconds(claims.issue_time)
-        answer.expire_time.FromSeconds(claims.expire_time)
+        if claims.expire_time != NO_END:
+            answer.expire_time.FromSeconds(claims.expire_time)
         if claims.authentication_time is not None:
             answer.authentication_time.FromSeconds(claims.authentication_time)
         self.grants[raw_token] = answer
