@@ -4,15 +4,26 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from identity_client.testing.clock import FixedClock
 from identity_client.testing.signing import SigningKey, new_id
 from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
 
-__all__ = ["ISSUER", "FixedClock", "Issuer", "bearer", "new_id", "opaque_text"]
+__all__ = ["ISSUER", "FixedClock", "Issuer", "RunningClock", "bearer", "new_id", "opaque_text"]
 
 ISSUER = "https://identity.test"
+
+
+class RunningClock(FixedClock):
+    """The machine's time, for a fake service whose peers live in processes of their own."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
 
 class Issuer:

@@ -20,7 +20,7 @@ import pytest
 from identity_client import status
 from identity_client.trust.entries import Entry, EntryKind
 from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
-from tests.clients.issuer import FixedClock, bearer
+from tests.clients.issuer import RunningClock, bearer
 from tests.clients.shapes import path
 
 ROOT = Path(__file__).parents[2]
@@ -35,16 +35,6 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
         "tests.servers.uvicorn_peer:app",
     ],
 }
-
-
-class RunningClock(FixedClock):
-    """The time of the workers, who live in processes of their own."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 @pytest.fixture
