@@ -74,6 +74,14 @@ def message_of(error: IdentityError) -> str:
     return f"{error.reason}: {error}"
 
 
+def refusal(error: IdentityError, audience: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes]]]:
+    """Code, message and trailers with which the guard of *audience* refuses a call."""
+    from grpc import StatusCode
+
+    details = pack(error, refused_by="guard", audience=audience)
+    return StatusCode[error.status], message_of(error), ((STATUS_DETAILS_KEY, details),)
+
+
 def unpack(raw: bytes) -> IdentityError | None:
     """The error that `pack` packed; None for details that are not ours or not readable."""
     try:

@@ -14,6 +14,7 @@ import pytest
 from identity.v1 import token_pb2
 from identity_client import aio
 from identity_client.access.judge import Judge
+from identity_client.access.options import Options, Terms
 from identity_client.access.rules import Rule, Rules
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError, TokenOutdated, TokenRevoked, TrustStale
@@ -58,7 +59,7 @@ async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> Asy
             rules=Rules.from_table({METHOD: Rule()}),
             verifier=verifier,
             trust=identity.trust,
-            max_staleness_seconds=max_staleness_seconds,
+            options=Options(Terms(max_staleness_seconds)),
         )
         yield Peer(identity, proxy, judge)
     await proxy.stop()
