@@ -14,6 +14,7 @@ from .config import Settings
 from .domain.accounts import AccountAdmin
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
+from .domain.exchange import Exchanger
 from .domain.grants import SessionTerms
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
@@ -58,6 +59,7 @@ class House:
     roles: RoleAdmin
     refresher: Refresher
     revoker: Revoker
+    exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
 
@@ -102,6 +104,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     hasher.prepare_dummy()
     audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
     refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
     return House(
         settings=settings,
         stores=stores,
@@ -139,7 +142,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
-        introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
+        exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
+        introspector=introspector,
         accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
     )
 

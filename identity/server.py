@@ -135,7 +135,7 @@ class Server:
             AuthenticationServicer(house.authenticator, house.machines), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
-            TokenServicer(house.refresher, house.revoker, house.introspector), server
+            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
         )
         account_pb2_grpc.add_AccountServiceServicer_to_server(AccountServicer(house.accounts), server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), server)

@@ -19,6 +19,7 @@ from .grants import (
     Credential,
     CredentialRecord,
     CredentialUse,
+    Derivation,
     GrantKind,
     GrantSnapshot,
     NewCredential,
@@ -195,6 +196,12 @@ class BearerStore(Protocol):
 
 class GrantStore(Protocol):
     """What is common to sessions and credentials: they end, and everything that hangs off them with them."""
+
+    async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
+        """Note that another access token of a grant is issued, on behalf of *act*'s caller; -> all that it grants now.
+
+        Raises TokenRevoked (ended, expired or disabled), TokenOutdated (another generation).
+        """
 
     async def find_secret_hash(self, grant_id: str) -> bytes | None:
         """The hash of the grant's secret, if it has one."""

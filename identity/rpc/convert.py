@@ -19,6 +19,7 @@ from identity_client.principal import BearerKind
 from identity_client.trust.entries import id_bytes, id_text
 
 MAXIMUM_TEXT_BYTES = 4096
+MAXIMUM_NAME = 128
 MAXIMUM_SCOPES = 64
 MAXIMUM_ROLES = 64
 MAXIMUM_NOTE_CHARACTERS = 256
@@ -180,6 +181,7 @@ def introspection(active: Active | None) -> token_pb2.IntrospectResponse:
         authentication_methods=claims.authentication_methods,
         certificate_thumbprint=claims.certificate_thumbprint,
         key_id=claims.key_id,
+        actors=claims.actors,
     )
     if claims.expire_time != NO_END:
         message.expire_time.CopyFrom(timestamp(claims.expire_time))

@@ -73,6 +73,7 @@ GOOD_REQUESTS: dict[str, Message] = {
     "ListCredentials": credential_pb2.ListCredentialsRequest(username="orders"),
     "RevokeCredential": credential_pb2.RevokeCredentialRequest(credential_id=SOME_ID),
     "BatchIntrospect": token_pb2.BatchIntrospectRequest(),
+    "Exchange": token_pb2.ExchangeRequest(subject_token="x"),
     "Refresh": token_pb2.RefreshRequest(),
     "Revoke": token_pb2.RevokeRequest(),
     "Introspect": token_pb2.IntrospectRequest(),
