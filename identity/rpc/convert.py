@@ -9,13 +9,14 @@ from typing import Literal, Protocol
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from identity.domain.introspect import NO_END, Active
+from identity.domain.introspect import Active
 from identity.domain.minting import Issued, OpenedSession
 from identity.domain.texts import check_text
 from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
 from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
 from identity_client.errors import InvalidRequest
 from identity_client.principal import BearerKind
+from identity_client.tokens.claims import NO_END
 from identity_client.trust.entries import id_bytes, id_text
 
 MAXIMUM_TEXT_BYTES = 4096

@@ -40,7 +40,7 @@ from identity_client.errors import (
     TokenRevoked,
 )
 from identity_client.principal import Principal
-from identity_client.tokens.claims import Claims
+from identity_client.tokens.claims import NO_END, Claims
 from identity_client.tokens.opaque import Kind
 from identity_client.trust import wire
 from identity_client.trust.state import TrustState
@@ -118,6 +118,21 @@ class Identity:
     def is_ready(self) -> bool:
         """Whether keys and a whole snapshot are held; until then no call is admitted."""
         return self.trust.is_ready
+
+    @property
+    def clock(self) -> Clock:
+        """What everything that hangs off this connection tells the time by."""
+        return self._clock
+
+    @property
+    def service_channel(self) -> grpc.aio.Channel:
+        """To the identity service itself; open between entering and leaving."""
+        return self._channel
+
+    @property
+    def tokens(self) -> TokenSource:
+        """Our own access token for the identity service."""
+        return self._tokens
 
     def guard(
         self,
@@ -270,7 +285,7 @@ def _introspected(response: token_pb2.IntrospectResponse, issuer: str) -> Claims
         issuer=issuer,
         account_id=response.account_id,
         audience=response.audience,
-        expire_time=response.expire_time.seconds,
+        expire_time=response.expire_time.seconds if response.HasField("expire_time") else NO_END,
         issue_time=response.issue_time.seconds,
         token_id=response.token_id,
         client_id=response.client_id,

@@ -6,6 +6,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+NO_END = 2**53 - 1
+"""The expire_time of an API key that never expires."""
+
+
 class Claims(NamedTuple):
     """The claims of one access token (RFC 9068 profile). Times are whole Unix seconds.
 
