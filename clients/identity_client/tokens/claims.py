@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-
 NO_END = 2**53 - 1
 """The expire_time of an API key that never expires."""
 

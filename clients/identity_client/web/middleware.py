@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Literal
@@ -29,6 +30,8 @@ from identity_client.web.place import Places
 from identity_client.web.refusals import WebRefusal
 from identity_client.web.routes import Paths, Routes
 from identity_client.web.service import Service
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 class IdentityMiddleware:
@@ -69,6 +72,8 @@ class IdentityMiddleware:
     ) -> None:
         if cookies not in ("session", "jwt"):
             raise ValueError("cookies is session or jwt")
+        if not _PREFIX.fullmatch(prefix):  # it becomes the Path of a cookie
+            raise ValueError("prefix is a path such as /session")
         paths, own = Paths(prefix, login_page, password_page, home), Origins(origins)
         self._is_jwt = cookies == "jwt"
         self._mode: Mode = JwtMode(paths.refresh) if self._is_jwt else SessionMode()
