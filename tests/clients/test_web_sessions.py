@@ -257,6 +257,8 @@ async def test_a_cookie_that_is_not_good_makes_nobody_of_its_bearer_and_is_taken
             page = await client.get("/account?q=1", headers=cookie | PAGE)
             assert (page.status_code, page.headers["location"]) == (303, "/login?next=%2Faccount%3Fq%3D1")
             assert "Max-Age=0" in page.headers["set-cookie"]
+            form = await client.post("/account?q=1", headers=cookie | PAGE)
+            assert (form.status_code, form.headers["location"]) == (303, "/login")
 
 
 async def test_code_of_a_page_never_clears_a_cookie_for_it_may_be_answered_after_a_log_in(site: Site) -> None:

@@ -146,8 +146,8 @@ class IdentityMiddleware:
         if isinstance(error, IdentityError) and has_cookie and self._is_renewable(request, error):
             return self._routes.renewal_of(request)
         is_unknown = answers.http_status(error) == HTTPStatus.UNAUTHORIZED
-        if is_unknown and has_cookie and request.method == "GET" and request.is_navigation:
-            answer = answers.redirect(self._login_page, next=request.target)
+        if is_unknown and has_cookie and request.is_navigation:
+            answer = answers.redirect(self._login_page, next=request.target if request.method == "GET" else "")
         else:
             answer = answers.refusal(error)
         return answer.with_cookies(self._spoilt(request, error) if has_cookie else [])
