@@ -314,6 +314,12 @@ class Overloaded(RetryLater):
     sentence = "Too much work of this kind is waiting: repeat the call later."
 
 
+class Throttled(RetryLater):
+    status = "RESOURCE_EXHAUSTED"
+    reason = "THROTTLED"
+    sentence = "Too many log-ins failed for this name or from this address: repeat the call later."
+
+
 class DependencyDown(RetryLater):
     status = "UNAVAILABLE"
     reason = "DEPENDENCY_DOWN"

@@ -46,6 +46,17 @@ def read_time_and_id(page_token: str) -> tuple[int, str] | None:
     return int(time), convert.checked_id(row_id, "page_token")
 
 
+def read_number(page_token: str) -> int | None:
+    """The number to go on below, None at the start. Raises InvalidRequest."""
+    place = _read(page_token, 1)
+    if place is None:
+        return None
+    [number] = place
+    if not (number.isascii() and number.isdigit() and len(number) <= 18):
+        raise _unreadable()
+    return int(number)
+
+
 def _read(page_token: str, parts: int) -> list[str] | None:
     if not page_token:
         return None

@@ -147,7 +147,7 @@ async def test_a_stream_of_events_ends_when_its_session_ends(live: Live, api: Ap
             async for _ in events:
                 pass
     await until(lambda: live.site.ends)
-    assert live.site.ends == ["events"]
+    assert live.site.ends == ["events the connection was ended: TOKEN_REVOKED"]
 
 
 @pytest.mark.requirement("R17")

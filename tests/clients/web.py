@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from identity.v1 import role_pb2
@@ -47,6 +48,23 @@ async def _kept(_: Request) -> Response:
     return JSONResponse({}, headers={"cache-control": "private, max-age=60"})
 
 
+class _Events(Response):
+    """Events without end. What stops it, and when, is noted at once."""
+
+    def __init__(self, ends: list[str]) -> None:
+        super().__init__()
+        self._ends = ends
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
+                await asyncio.sleep(0.01)
+        except OSError as end:
+            self._ends.append(f"events {end}")
+
+
 class Site:
     """The application, and what its long connections saw."""
 
@@ -73,15 +91,7 @@ class Site:
             self.ends.append(f"socket {end.code}")
 
     async def _events(self, _: Request) -> Response:
-        async def forever() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    yield b"data: tick\n\n"
-                    await asyncio.sleep(0.01)
-            finally:
-                self.ends.append("events")
-
-        return StreamingResponse(forever(), media_type="text/event-stream")
+        return _Events(self.ends)
 
     def browser(self, client: tuple[str, int] = ("198.51.100.7", 4711), **headers: str) -> httpx.AsyncClient:
         """A client with a cookie jar of its own."""

@@ -13,7 +13,7 @@ from identity_client.access.gate import Gate
 from identity_client.access.hooks import Hooks
 from identity_client.access.judge import Ask, Judge, Judgement
 from identity_client.access.report import Report
-from identity_client.access.streams import OpenStream, Watch
+from identity_client.access.streams import Watch
 from identity_client.errors import IdentityError, Internal, TokenMalformed
 from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, Prelude, SyncBinding
@@ -52,7 +52,7 @@ class Guard(grpc.ServerInterceptor):
         self._confirm = confirm
         self._introspect = introspect
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
-        self._watch = Watch(judge.recheck, self._is_ended)
+        self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper = Sweeper(self._watch)
         self._bindings: dict[str, tuple[Handler[Any, Any], SyncBinding]] = {}
 
@@ -130,10 +130,6 @@ class Guard(grpc.ServerInterceptor):
 
         # Request-streaming whatever the method's shape: such a handler is run before a byte of the request is awaited.
         return grpc.stream_unary_rpc_method_handler(refuse)
-
-    def _is_ended(self, stream: OpenStream, error: IdentityError) -> bool:
-        self._gate.refused(stream.method, error)
-        return self._gate.is_enforced(stream.method)
 
     def _abort(self, context: Any, error: IdentityError) -> None:
         code, message, metadata = status.refusal(error, self._gate.audience)

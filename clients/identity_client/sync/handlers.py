@@ -133,7 +133,7 @@ class SyncBinding:
         produce: Callable[[ThreadStream], Iterator[Any]],
     ) -> Iterator[Any]:
         """What the handler yields, until its caller's token no longer holds."""
-        stream = ThreadStream(self._method, principal)
+        stream = ThreadStream(self._method, principal, servicer_context)
         self._watch.add(stream)
         self._wake()
         try:

@@ -48,8 +48,8 @@ class ThreadStream(OpenStream):
 
     __slots__ = ("_answers", "_is_wanted")
 
-    def __init__(self, method: str, principal: Principal) -> None:
-        super().__init__(method, principal)
+    def __init__(self, method: str, principal: Principal, context: Any) -> None:
+        super().__init__(method, principal, context)
         self._is_wanted: SimpleQueue[bool] = SimpleQueue()  # True: the next response; False: close
         self._answers: SimpleQueue[_Answer] = SimpleQueue()
 

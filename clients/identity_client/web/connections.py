@@ -67,7 +67,7 @@ class _Connection(OpenStream):
     def __init__(
         self, rule_path: str, caller: Principal, receive: Receive, send: Send, *, watch: Callable[[OpenStream], None]
     ) -> None:
-        super().__init__(rule_path, caller)
+        super().__init__(rule_path, caller, None)
         self._receive = receive
         self._send = send
         self._watch = watch

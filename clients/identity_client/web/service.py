@@ -8,16 +8,15 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc.aio
 
 from identity.v1 import authentication_pb2 as pb
 from identity.v1 import session_pb2, token_pb2
-from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
 from identity.v1.session_pb2_grpc import SessionServiceStub
-from identity.v1.token_pb2_grpc import TokenServiceStub
 from identity_client import status
+from identity_client.aio.endpoints import Endpoint
 from identity_client.aio.identity import Identity
 from identity_client.errors import (
     IdentityError,
@@ -34,6 +33,8 @@ _CALL_SECONDS = 10.0  # a log-in may wait for its hash
 _FIELDS_OF_USERS = ("password", "new_password", "current_password", "username", "client_info")
 
 _Result = TypeVar("_Result")
+_OwnCall: TypeAlias = Callable[[Endpoint, tuple[tuple[str, str], ...]], Awaitable[_Result]]
+"""A call to one endpoint with the metadata of our own token."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +67,9 @@ class Service:
             client_info=pb.ClientInfo(**place._asdict()),
             **self._wanted,  # type: ignore[arg-type]
         )
-        stub = AuthenticationServiceStub(self._identity.service_channel)
-        response = await self._forwarded(stub.Authenticate, request)
+        response = await self._forwarded(
+            lambda at, own: at.authentication.Authenticate(request, metadata=own, timeout=_CALL_SECONDS)
+        )
         if response.HasField("challenge"):
             raise PasswordChangeRequired()
         return _granted(response)
@@ -81,8 +83,10 @@ class Service:
             client_info=pb.ClientInfo(**place._asdict()),
             **self._wanted,  # type: ignore[arg-type]
         )
-        stub = AuthenticationServiceStub(self._identity.service_channel)
-        return _granted(await self._forwarded(stub.ChangePassword, request))
+        response = await self._forwarded(
+            lambda at, own: at.authentication.ChangePassword(request, metadata=own, timeout=_CALL_SECONDS)
+        )
+        return _granted(response)
 
     async def renew(self, refresh: str) -> Granted:
         """The successors of a refresh token and its access token. Who asks for the same at once shares one answer, and
@@ -102,35 +106,45 @@ class Service:
         Logout where one can make the call. Revoke where not, because it is expired, refreshes only, or is not meant for
         the identity service: it takes every text, and answers the same for one that is dead.
         """
-        sessions = SessionServiceStub(self._identity.service_channel)
+        request, metadata = session_pb2.LogoutRequest(), _bearer(bearers[0])
         try:
-            await _attempt(sessions.Logout, session_pb2.LogoutRequest(), _bearer(bearers[0]))
+            await self._call(
+                lambda at: SessionServiceStub(at.channel).Logout(request, metadata=metadata, timeout=_CALL_SECONDS)
+            )
         except (Unauthenticated, PermissionMissing):
-            tokens = TokenServiceStub(self._identity.service_channel)
             for bearer in bearers:
-                await _attempt(tokens.Revoke, token_pb2.RevokeRequest(token=bearer))
+                await self._revoke(token_pb2.RevokeRequest(token=bearer))
 
     async def end_all(self, bearer: str) -> None:
         """Ends every session of the account whose *bearer* this is."""
-        sessions = SessionServiceStub(self._identity.service_channel)
-        await _attempt(sessions.LogoutEverywhere, session_pb2.LogoutEverywhereRequest(), _bearer(bearer))
+        request, metadata = session_pb2.LogoutEverywhereRequest(), _bearer(bearer)
+        await self._call(
+            lambda at: SessionServiceStub(at.channel).LogoutEverywhere(
+                request, metadata=metadata, timeout=_CALL_SECONDS
+            )
+        )
+
+    async def _revoke(self, request: token_pb2.RevokeRequest) -> None:
+        await self._call(lambda at: at.tokens.Revoke(request, timeout=_CALL_SECONDS))
 
     async def _renewed(self, refresh: str) -> Granted:
-        tokens = TokenServiceStub(self._identity.service_channel)
-        return _granted_tokens((await _attempt(tokens.Refresh, token_pb2.RefreshRequest(refresh_token=refresh))).tokens)
+        request = token_pb2.RefreshRequest(refresh_token=refresh)
+        response = await self._call(lambda at: at.tokens.Refresh(request, timeout=_CALL_SECONDS))
+        return _granted_tokens(response.tokens)
 
     def _landed(self, name: bytes, renewal: asyncio.Task[Granted]) -> None:
         del self._renewals[name]
         if not renewal.cancelled():
             renewal.exception()  # seen, even if every caller has left
 
-    async def _forwarded(self, method: Callable[..., Awaitable[_Result]], request: Any) -> _Result:
+    async def _forwarded(self, rpc: _OwnCall[_Result]) -> _Result:
         """Calls with our own token, once more if that has died. A refusal for which not the user but we are to blame
         is told in the log, and to the user as a defect."""
         try:
-            return await self._with_own_token(method, request)
-        except TokenError:
-            return await self._with_own_token(method, request)
+            try:
+                return await self._with_own_token(rpc)
+            except TokenError:
+                return await self._with_own_token(rpc)
         except PermissionMissing as error:
             _log.error("log-ins fail: give the account of this front end a role with the scope identity.forward")
             raise Internal() from error
@@ -140,22 +154,19 @@ class Service:
             _log.error("log-ins fail: %s", error)
             raise Internal() from error
 
-    async def _with_own_token(self, method: Callable[..., Awaitable[_Result]], request: Any) -> _Result:
+    async def _with_own_token(self, rpc: _OwnCall[_Result]) -> _Result:
         token = await self._identity.tokens.get()
         try:
-            return await _attempt(method, request, token.metadata)
+            return await self._call(lambda at: rpc(at, token.metadata))
         except TokenError:
             self._identity.tokens.discard(token)
             raise
 
-
-async def _attempt(
-    method: Callable[..., Awaitable[_Result]], request: Any, metadata: tuple[tuple[str, str], ...] = ()
-) -> _Result:
-    try:
-        return await method(request, metadata=metadata, timeout=_CALL_SECONDS)
-    except grpc.aio.AioRpcError as error:
-        raise status.from_rpc_error(error) from None
+    async def _call(self, rpc: Callable[[Endpoint], Awaitable[_Result]]) -> _Result:
+        try:
+            return await self._identity.endpoints.call(rpc)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
 
 
 def _bearer(raw_token: str) -> tuple[tuple[str, str]]:
