@@ -67,7 +67,10 @@ def server_clock() -> FixedClock:
 
 @pytest.fixture
 async def timed_api(make_settings: MakeSettings, server_clock: FixedClock) -> AsyncIterator[Api]:
-    """The same, whose time stands still until the test moves it."""
+    """A running server whose admin is `root`, and whose time stands still until the test moves it."""
+    from identity.server import Server
+    from tests.rpc.api import Api, prepare
+
     server = Server(make_settings(), server_clock)
     api = Api(server, await server.start())
     assert server.house is not None
