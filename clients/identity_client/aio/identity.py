@@ -40,7 +40,7 @@ from identity_client.errors import (
     TokenRevoked,
 )
 from identity_client.principal import Principal
-from identity_client.tokens.claims import Claims
+from identity_client.tokens.claims import NO_END, Claims
 from identity_client.tokens.opaque import Kind
 from identity_client.trust import wire
 from identity_client.trust.state import TrustState
@@ -270,7 +270,7 @@ def _introspected(response: token_pb2.IntrospectResponse, issuer: str) -> Claims
         issuer=issuer,
         account_id=response.account_id,
         audience=response.audience,
-        expire_time=response.expire_time.seconds,
+        expire_time=response.expire_time.seconds if response.HasField("expire_time") else NO_END,
         issue_time=response.issue_time.seconds,
         token_id=response.token_id,
         client_id=response.client_id,
