@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from .domain.values import Standing
 from .house import House, open_house
 from .rpc import trust_service
 from .rpc.account_service import AccountServicer
+from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
@@ -37,6 +39,8 @@ from .tls import server_credentials
 from .v1 import (
     account_pb2,
     account_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
     credential_pb2,
@@ -56,6 +60,7 @@ _log = logging.getLogger(__name__)
 
 CONTRACT = (
     account_pb2,
+    audit_pb2,
     authentication_pb2,
     credential_pb2,
     revocation_pb2,
@@ -85,10 +90,19 @@ _OPTIONS = (
 
 
 class Server:
-    """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop()."""
+    """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop().
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    *interceptors* are those of an embedding program; they stand behind the guard, next to the handlers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self._settings = settings
+        self._interceptors = interceptors
         self._clock = clock or SystemClock()
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
@@ -120,6 +134,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if self.house is not None:
             self.house.hub.end_streams()  # else every peer's stream would hold the drain to its last second
+            self.house.audit.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(grace_seconds)
         if self.house is not None:
@@ -130,18 +145,25 @@ class Server:
             await self._health.set(service, status)
 
     def _build(self, house: House) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house), *self._interceptors], options=_OPTIONS)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
             AuthenticationServicer(house.authenticator, house.machines), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
-            TokenServicer(house.refresher, house.revoker, house.introspector), server
+            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
         )
-        account_pb2_grpc.add_AccountServiceServicer_to_server(AccountServicer(house.accounts), server)
+        account_pb2_grpc.add_AccountServiceServicer_to_server(
+            AccountServicer(house.accounts, house.request_ids), server
+        )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), server)
-        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles), server)
-        credential_pb2_grpc.add_CredentialServiceServicer_to_server(CredentialServicer(house.credentials), server)
-        revocation_pb2_grpc.add_RevocationServiceServicer_to_server(RevocationServicer(house.revoker), server)
+        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles, house.request_ids), server)
+        credential_pb2_grpc.add_CredentialServiceServicer_to_server(
+            CredentialServicer(house.credentials, house.request_ids), server
+        )
+        revocation_pb2_grpc.add_RevocationServiceServicer_to_server(
+            RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations), server
+        )
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), server)
         trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection != "off":

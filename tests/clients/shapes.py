@@ -24,6 +24,7 @@ SHAPES = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
 LONG = ("LongUnaryStream", "LongStreamUnary", "LongStreamStream")
 CLERK = Rule(any_roles=frozenset({"clerk"}), scopes=frozenset({"read"}))
 TABLE = {f"/{SERVICE}/{name}": CLERK for name in (*SHAPES, *LONG)} | {
+    f"/{SERVICE}/Flood": CLERK,
     f"/{SERVICE}/Confirmed": Rule(is_confirmed=True),
     f"/{SERVICE}/Public": Rule(public=True),
 }
@@ -64,6 +65,7 @@ class Handlers:
             "LongUnaryStream": (grpc.unary_stream_rpc_method_handler, self.long, self.sync_long),
             "LongStreamUnary": (grpc.stream_unary_rpc_method_handler, self.gathering, self.sync_gathering),
             "LongStreamStream": (grpc.stream_stream_rpc_method_handler, self.echoing, self.sync_echoing),
+            "Flood": (grpc.unary_stream_rpc_method_handler, self.flood, self.sync_flood),
             "Confirmed": (grpc.unary_unary_rpc_method_handler, self.one, self.sync_one),
             "Public": (grpc.unary_unary_rpc_method_handler, self.one, self.sync_one),
             "NotRuled": (grpc.unary_unary_rpc_method_handler, self.one, self.sync_one),
@@ -146,12 +148,27 @@ class Handlers:
         finally:
             self.count("cleaned_up")
 
+    async def flood(self, _request: object, _context: object) -> AsyncIterator[bytes]:
+        try:
+            for _ in range(500):  # far more than flow control lets out unread
+                yield bytes(64_000)
+            self.count("ended_regularly")
+        finally:
+            self.count("cleaned_up")
+
+    def sync_flood(self, _request: object, _context: object) -> Iterator[bytes]:
+        try:
+            for _ in range(500):  # far more than flow control lets out unread
+                yield bytes(64_000)
+            self.count("ended_regularly")
+        finally:
+            self.count("cleaned_up")
+
     def sync_long(self, _request: object, _context: object) -> Iterator[bytes]:
         self.count("runs")
         try:
             yield caller()
             self.released.wait()
-            yield b"too late"
         finally:
             self.count("cleaned_up")
 
@@ -164,7 +181,7 @@ class ShapePeer:
         guard: aio.Guard | ThreadedGuard,
         *,
         is_sync: bool = False,
-        threads: int = 64,
+        threads: int = 128,
         credentials: tuple[grpc.ServerCredentials, grpc.ChannelCredentials] | None = None,
     ) -> None:
         self.handlers = Handlers()
@@ -188,36 +205,33 @@ class ShapePeer:
             await self._server.start()
         else:
             self._server.start()
-        self.channel = self.connect()
+        self.client = self.connect()
         return self
 
-    def connect(self, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
-        """A channel, with the peer's own credentials or others."""
+    def connect(self, credentials: grpc.ChannelCredentials | None = None) -> Client:
+        """A client, with the peer's own credentials or others."""
         chosen = credentials or (self._credentials[1] if self._credentials else None)
-        if chosen is None:
-            return grpc.aio.insecure_channel(f"127.0.0.1:{self._port}")
-        return grpc.aio.secure_channel(f"localhost:{self._port}", chosen)
+        return Client(f"{'localhost' if chosen else '127.0.0.1'}:{self._port}", chosen)
 
     async def __aexit__(self, *_: object) -> None:
         self.handlers.released.set()
-        await self.channel.close()
+        await self.client.close()
         if isinstance(self._server, grpc.aio.Server):
             await self._server.stop(0)
         else:
             await asyncio.to_thread(self._server.stop(0).wait)
         await asyncio.to_thread(self.pool.shutdown)
 
-    def open(self, method: str, metadata: Any = (), channel: grpc.aio.Channel | None = None) -> Any:
-        """Starts a call as a client of the method's shape; a short one sends one request and ends its requests."""
-        stub = cast(Any, channel or self.channel)
-        is_long = method in LONG
+    def open(self, method: str, metadata: Any = (), client: Client | None = None) -> Any:
+        """Starts a call as a client of the method's shape. Where requests are streamed, none is written yet."""
+        stub = cast(Any, (client or self.client).channel)
         shape = method.removeprefix("Long")
-        if shape == "UnaryStream":
+        if shape in ("UnaryStream", "Flood"):
             return stub.unary_stream(path(method))(b"request", metadata=metadata)
         if shape == "StreamUnary":
-            return stub.stream_unary(path(method))(None if is_long else iter([b"request"]), metadata=metadata)
+            return stub.stream_unary(path(method))(metadata=metadata)
         if shape == "StreamStream":
-            return stub.stream_stream(path(method))(None if is_long else iter([b"request"]), metadata=metadata)
+            return stub.stream_stream(path(method))(metadata=metadata)
         return stub.unary_unary(path(method))(b"request", metadata=metadata)
 
     async def begin(self, method: str, metadata: Any) -> Any:
@@ -232,19 +246,46 @@ class ShapePeer:
                 await asyncio.sleep(0.002)
         return call
 
-    async def call(self, method: str, metadata: Any = (), channel: grpc.aio.Channel | None = None) -> list[bytes]:
+    async def call(self, method: str, metadata: Any = (), client: Client | None = None) -> list[bytes]:
         """All answers of a short call, made with a deadline that only a hanging call reaches."""
+        chosen = client or self.client
         async with asyncio.timeout(10):
-            call = self.open(method, metadata, channel)
+            if method in ("StreamUnary", "StreamStream"):
+                return await asyncio.to_thread(chosen.call_in_thread, method, metadata)
+            call = self.open(method, metadata, chosen)
             return [answer async for answer in call] if hasattr(call, "__aiter__") else [await call]
 
-    async def refusal(self, method: str, metadata: Any = (), channel: grpc.aio.Channel | None = None) -> IdentityError:
+    async def refusal(self, method: str, metadata: Any = (), client: Client | None = None) -> IdentityError:
         """What the call was refused with. AssertionError if it was admitted."""
         try:
-            answers = await self.call(method, metadata, channel)
-        except grpc.aio.AioRpcError as error:
+            answers = await self.call(method, metadata, client)
+        except grpc.RpcError as error:
             return status.from_rpc_error(error)
         raise AssertionError(f"admitted, and answered {answers}")
+
+
+class Client:
+    """Channels to the service."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address)
+            self._threaded = grpc.insecure_channel(address)
+        else:
+            self.channel = grpc.aio.secure_channel(address, credentials)
+            self._threaded = grpc.secure_channel(address, credentials)
+
+    async def close(self) -> None:
+        self._threaded.close()
+        await self.channel.close()
+
+    def call_in_thread(self, method: str, metadata: Any) -> list[bytes]:
+        """A short call with a stream of one request. Blocking: the asyncio client answers INTERNAL, a status of its
+        own making, when it is refused while it writes."""
+        stub, requests = cast(Any, self._threaded), iter([b"request"])
+        if method == "StreamUnary":
+            return [stub.stream_unary(path(method))(requests, metadata=metadata, timeout=10)]
+        return list(stub.stream_stream(path(method))(requests, metadata=metadata, timeout=10))
 
 
 async def end_of(call: Any) -> str:

@@ -154,4 +154,4 @@ def count_rows(tmp_path: Path, table: str) -> int:
 
 async def add_key(stores: Stores, name: str = "key") -> SigningKeyRecord:
     record = SigningKeyRecord(name, KeyState.ACTIVE, bytes(32), bytes(32), b"sealed", Seconds(1))
-    return await stores.signing_keys.add_active(record)
+    return await stores.signing_keys.add_active(record, ACT)

@@ -15,6 +15,7 @@ from identity.server import Server
 from identity.v1 import (
     account_pb2,
     account_pb2_grpc,
+    audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
     credential_pb2,
@@ -68,10 +69,14 @@ class Api:
 
     server: Server
     address: str
+    secure_by: grpc.ChannelCredentials | None = None
     channel: grpc.aio.Channel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.channel = grpc.aio.insecure_channel(self.address)
+        if self.secure_by is None:
+            self.channel = grpc.aio.insecure_channel(self.address)
+        else:
+            self.channel = grpc.aio.secure_channel(self.address, self.secure_by)
         self.authentication = authentication_pb2_grpc.AuthenticationServiceStub(self.channel)
         self.tokens = token_pb2_grpc.TokenServiceStub(self.channel)
         self.trust = trust_pb2_grpc.TrustServiceStub(self.channel)
@@ -79,6 +84,7 @@ class Api:
         self.revocations = revocation_pb2_grpc.RevocationServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.roles = role_pb2_grpc.RoleServiceStub(self.channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(self.channel)
         self.credentials = credential_pb2_grpc.CredentialServiceStub(self.channel)
 
     async def login(

@@ -146,6 +146,24 @@ async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: Hash
     assert await pool.run(lambda: "free again") == "free again"
 
 
+@pytest.mark.requirement("R51")
+@pytest.mark.requirement("R52")
+async def test_one_origin_holds_half_of_the_places_and_leaves_the_others_theirs(
+    pool: HashPool, release: threading.Event
+) -> None:
+    flood = [asyncio.ensure_future(pool.run(release.wait, "192.0.2.7")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await pool.run(release.wait, "192.0.2.7")
+    other = asyncio.ensure_future(pool.run(release.wait, "192.0.2.8"))
+    await asyncio.sleep(0)
+    assert pool.held == 3
+    release.set()
+    assert await asyncio.gather(*flood, other) == [True, True, True]
+    assert await pool.run(lambda: "free again", "192.0.2.7") == "free again"
+    assert not pool._held_by
+
+
 @pytest.mark.requirement("R52")
 async def test_a_caller_who_leaves_does_not_free_the_place_that_their_hash_still_takes(
     pool: HashPool, release: threading.Event

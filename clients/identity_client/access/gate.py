@@ -11,6 +11,7 @@ from identity_client.access.certificates import check_bound
 from identity_client.access.hooks import Hooks
 from identity_client.access.judge import Judge, Judgement
 from identity_client.access.report import Report, host_of
+from identity_client.access.streams import OpenStream
 from identity_client.errors import IdentityError, UnknownKey
 from identity_client.principal import Principal
 
@@ -113,6 +114,14 @@ class Gate:
         if self.is_enforced(method):
             raise error
         return self.reporting(method, error)(context)
+
+    def is_ended(self, stream: OpenStream, error: IdentityError) -> bool:
+        """A running call no longer holds. Answers whether it is to end."""
+        self.refused(stream.method, error)
+        if self.is_enforced(stream.method):
+            return True
+        self.report.note(stream.method, error, host_of(stream.context.peer()))
+        return False
 
     def _tell(self, hook: Callable[..., None], method: str, *arguments: str) -> None:
         try:

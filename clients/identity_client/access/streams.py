@@ -4,6 +4,7 @@ the revocations has become too old to tell."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from identity_client.errors import IdentityError
 from identity_client.principal import Principal
@@ -13,13 +14,15 @@ INTERVAL_SECONDS = 0.1
 
 
 class OpenStream:
-    """A call in flight that is longer than one message each way. *error* says why it is to end."""
+    """A call in flight that is longer than one message each way, with grpc's *context* of it. *error* says why it is to
+    end."""
 
-    __slots__ = ("error", "method", "principal")
+    __slots__ = ("context", "error", "method", "principal")
 
-    def __init__(self, method: str, principal: Principal) -> None:
+    def __init__(self, method: str, principal: Principal, context: Any) -> None:
         self.method = method
         self.principal = principal
+        self.context = context
         self.error: IdentityError | None = None
 
     def interrupt(self) -> None:

@@ -82,7 +82,7 @@ class AsyncBinding:
                     async for response in responses:
                         yield response
                 return
-            with self._sweeper.watching(TaskStream(self._method, principal)) as stream:
+            with self._sweeper.watching(TaskStream(self._method, principal, context)) as stream:
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         stream.is_sending = True
@@ -103,7 +103,7 @@ class AsyncBinding:
             if principal is None:
                 return await behaviour(request, context)
             response = None
-            with self._sweeper.watching(TaskStream(self._method, principal)) as stream:
+            with self._sweeper.watching(TaskStream(self._method, principal, context)) as stream:
                 response = await behaviour(request, context)
             if stream.error is not None:
                 await self._refuse(context, stream.error)

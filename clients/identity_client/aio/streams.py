@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from identity_client.access.streams import INTERVAL_SECONDS, OpenStream, Watch
 from identity_client.principal import Principal
@@ -21,8 +22,8 @@ class TaskStream(OpenStream):
 
     __slots__ = ("is_sending", "task")
 
-    def __init__(self, method: str, principal: Principal) -> None:
-        super().__init__(method, principal)
+    def __init__(self, method: str, principal: Principal, context: Any) -> None:
+        super().__init__(method, principal, context)
         self.task = asyncio.current_task()
         self.is_sending = False
 

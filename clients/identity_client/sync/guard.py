@@ -13,11 +13,11 @@ from identity_client.access.gate import Gate
 from identity_client.access.hooks import Hooks
 from identity_client.access.judge import Ask, Judge, Judgement
 from identity_client.access.report import Report
-from identity_client.access.streams import OpenStream, Watch
+from identity_client.access.streams import Watch
 from identity_client.errors import IdentityError, Internal, TokenMalformed
 from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, Prelude, SyncBinding
-from identity_client.sync.streams import Sweeper
+from identity_client.sync.streams import HandlerThreads, Sweeper
 from identity_client.tokens.claims import Claims
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ class Guard(grpc.ServerInterceptor):
 
     grpc.server runs its interceptors one after the other, so nothing is waited for there: where the identity service
     must be asked, the handler's own thread asks it, before it awaits the request.
+
+    A handler that streams runs on a thread beside grpc's own, which ends the call when the caller's token no longer
+    holds. The handler cannot be interrupted: one that waits for requests is told the refusal as an exception, any other
+    is closed at its next response. One that waits for something else for ever keeps its thread, so have it wait with a
+    time limit and look at `context.is_active()`, or wake it from `context.add_callback`.
     """
 
     def __init__(
@@ -52,8 +57,9 @@ class Guard(grpc.ServerInterceptor):
         self._confirm = confirm
         self._introspect = introspect
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
-        self._watch = Watch(judge.recheck, self._is_ended)
+        self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper = Sweeper(self._watch)
+        self._threads = HandlerThreads()
         self._bindings: dict[str, tuple[Handler[Any, Any], SyncBinding]] = {}
 
     @property
@@ -115,7 +121,14 @@ class Guard(grpc.ServerInterceptor):
         known = self._bindings.get(method)
         if known is not None and known[0] is handler:
             return known[1]
-        binding = SyncBinding(method, handler, watch=self._watch, wake=self._sweeper.wake, refuse=self._abort)
+        binding = SyncBinding(
+            method,
+            handler,
+            watch=self._watch,
+            wake=self._sweeper.wake,
+            threads=self._threads,
+            refuse=self._abort,
+        )
         if self._judge.rules.find(method) is not None:  # their number is bounded
             self._bindings[method] = (handler, binding)
         return binding
@@ -130,10 +143,6 @@ class Guard(grpc.ServerInterceptor):
 
         # Request-streaming whatever the method's shape: such a handler is run before a byte of the request is awaited.
         return grpc.stream_unary_rpc_method_handler(refuse)
-
-    def _is_ended(self, stream: OpenStream, error: IdentityError) -> bool:
-        self._gate.refused(stream.method, error)
-        return self._gate.is_enforced(stream.method)
 
     def _abort(self, context: Any, error: IdentityError) -> None:
         code, message, metadata = status.refusal(error, self._gate.audience)

@@ -34,3 +34,4 @@ class Claims(NamedTuple):
     authentication_time: int | None = None  # auth_time: when a person proved who they are
     authentication_methods: tuple[str, ...] = ()  # amr
     certificate_thumbprint: str = ""  # cnf.x5t#S256: the client certificate that the token is bound to (RFC 8705)
+    actors: tuple[str, ...] = ()  # act: who acts for the account, the nearest first (RFC 8693 section 4.1)
