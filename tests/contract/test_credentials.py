@@ -106,7 +106,7 @@ async def test_no_credential_without_its_account(stores: Stores) -> None:
 
 
 async def test_only_an_admin_creates_and_ends_credentials(stores: Stores, tmp_path: Path) -> None:
-    _, grant_id = await create_service(stores)
+    service, grant_id = await create_service(stores)
     act = act_of(await log_in(stores, await create_user(stores)))
     before = dump(tmp_path)
     with pytest.raises(PermissionMissing):
