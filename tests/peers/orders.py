@@ -21,8 +21,8 @@ from tests.rpc.api import Api, bearer
 class ListeningServicer(OrderServicer):
     """Keeps who called."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
         self.callers: list[Principal] = []
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
@@ -59,8 +59,8 @@ class Peer:
 @asynccontextmanager
 async def running(api: Api, name: str = "orders") -> AsyncIterator[Peer]:
     service = await api.create_service(name, "peer")
-    servicer = ListeningServicer()
     async with aio.Identity(aio.Connection(api.address, name, service.client_secret)) as identity:
+        servicer = ListeningServicer(api.channel)  # nothing is billed here
         server = grpc.aio.server(interceptors=[identity.guard(name, pb)])
         orders_pb2_grpc.add_OrderServiceServicer_to_server(servicer, server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
