@@ -12,6 +12,8 @@ from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.aio.guard import Guard
 from identity_client.aio.identity import Identity, StartError
 from identity_client.principal import NoPrincipal, Principal, current_principal, find_principal
+from identity_client.tls_files import TlsFiles
+from identity_client.trust.metrics import TrustMetrics
 
 __all__ = [
     "ConfigurationError",
@@ -26,6 +28,8 @@ __all__ = [
     "Rule",
     "RuleError",
     "StartError",
+    "TlsFiles",
+    "TrustMetrics",
     "current_principal",
     "find_principal",
 ]
