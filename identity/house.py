@@ -18,10 +18,15 @@ from .domain.audit import AuditReader
 from .domain.audit_seals import ChainBroken, SealKey
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
+from .domain.exchange import Exchanger
+from .domain.explain import Explainer
 from .domain.grants import SessionTerms
+from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
+from .domain.once import RequestIds
+from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
 from .domain.randomness import SystemRandomness
@@ -31,7 +36,9 @@ from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
 from .domain.sealer import Sealer
+from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
+from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
 from .feed.hub import Hub
@@ -68,8 +75,12 @@ class House:
     roles: RoleAdmin
     refresher: Refresher
     revoker: Revoker
+    exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
+    session_revoker: SessionRevoker
+    explainer: Explainer
+    request_ids: RequestIds
     audit: AuditReader
     sealer: Sealer
 
@@ -121,6 +132,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     hasher.prepare_dummy()
     audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
     refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
     seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
     sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
     return House(
@@ -136,6 +148,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             sessions=stores.sessions,
             feed=hub,
             refusals=refusals,
+            throttle=Throttle(stores.throttle, master.derive("throttle"), _limits(settings)),
             audiences=audiences,
             hasher=hasher,
             minter=minter,
@@ -160,8 +173,28 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock, refusals
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
-        introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
-        accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
+        exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
+        session_revoker=SessionRevoker(stores.session_selection, stores.accounts, hub),
+        explainer=Explainer(
+            grants=stores.grants,
+            sessions=stores.sessions,
+            revocations=stores.revocations,
+            verifier=verifier,
+            trust=state,
+            refresh_tokens=refresh_tokens,
+            leeway_seconds=settings.leeway_seconds,
+            clock=clock,
+        ),
+        introspector=introspector,
+        accounts=AccountAdmin(
+            accounts=stores.accounts,
+            sessions=stores.sessions,
+            feed=hub,
+            hasher=hasher,
+            randomness=randomness,
+            reserved_names=groups | {settings.service_name, FIRST_PARTY},
+        ),
+        request_ids=RequestIds(master.derive("request-ids")),
         audit=AuditReader(stores.audit, stores.accounts),
         sealer=sealer,
     )
@@ -177,6 +210,20 @@ def _lifetimes(settings: Settings) -> Lifetimes:
 
 def _hash_parameters(settings: Settings) -> HashParameters:
     return HashParameters(settings.hash_memory_kib, settings.hash_iterations, settings.hash_lanes)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        name=Limit(settings.throttle_name_failures, settings.throttle_delay_seconds * 1_000),
+        origin=_hourly(settings.throttle_origin_failures),
+        shared_origin=_hourly(settings.throttle_shared_origin_failures),
+        shared_origins=parse_networks(settings.shared_origins),
+    )
+
+
+def _hourly(failures: int) -> Limit:
+    """So many at once, and so many an hour."""
+    return Limit(failures, 3_600_000 // failures)
 
 
 async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:

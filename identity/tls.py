@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 from .config import ConfigurationError, Settings
 
@@ -69,10 +69,24 @@ class ClientAuthorityFile:
 
 
 def _policy(authorities: list[x509.Certificate], now: datetime.datetime) -> PolicyBuilder:
-    # Which names a certificate bears is ours to judge; what is asked here is who signed it.
+    # Which names a certificate bears is ours to judge, and TLS has judged the chain; what is asked here is who vouches
+    # for it today. Of an authority nothing is asked but that it is one: `openssl req -x509` gives it no key usage, and
+    # the rules of the public web refuse that.
     anything = ExtensionPolicy.permit_all()
+    authority = anything.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
+    authority = authority.may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _must_sign)
     builder = PolicyBuilder().store(Store(authorities)).time(now)
-    return builder.extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=anything)
+    return builder.extension_policies(ca_policy=authority, ee_policy=anything)
+
+
+def _must_sign(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("its key does not sign certificates")
+
+
+def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("the certificate is no authority's")
 
 
 def check_pair(certificate: bytes, key: bytes) -> None:

@@ -18,6 +18,8 @@ class IdentityError(Exception):
     reason: ClassVar[str] = "INTERNAL"
     sentence: ClassVar[str] = "Something went wrong inside the service."
 
+    account_id: str = ""
+    """On the guard's side: whose token was refused, where the token is genuine. It does not leave the process."""
     refused_by: str = ""
     """On the caller's side: `guard` when a guard refused before the method ran."""
     refused_audience: str = ""
@@ -97,6 +99,16 @@ class UnknownRole(InvalidRequest):
     sentence = "An account was to have a role that does not exist: create it first."
 
     def __init__(self, message: str = "", field: str = "roles") -> None:
+        super().__init__(message or self.sentence, field)
+
+
+class RequestIdReused(InvalidRequest):
+    """INVALID_ARGUMENT: the caller has given this request_id to another request within the last day."""
+
+    reason = "REQUEST_ID_REUSED"
+    sentence = "The request_id was used for another request within the last day: choose a new one for each request."
+
+    def __init__(self, message: str = "", field: str = "request_id") -> None:
         super().__init__(message or self.sentence, field)
 
 
@@ -268,6 +280,24 @@ class CredentialAlreadyExists(AlreadyExists):
     sentence = "The public key or certificate name belongs to a live credential already."
 
 
+class SecretAlreadyShown(AlreadyExists):
+    """ALREADY_EXISTS: a repeat of a request that was done before; *resource_id* names what was created then."""
+
+    reason = "SECRET_ALREADY_SHOWN"
+    sentence = (
+        "The request was done before, and its secret was shown then: if that answer was lost, revoke what the "
+        "metadata's resource_id names and create another."
+    )
+
+    def __init__(self, message: str = "", resource_id: str = "") -> None:
+        super().__init__(message)
+        self.resource_id = resource_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"resource_id": self.resource_id}
+
+
 class StateConflict(IdentityError):
     status = "ABORTED"
     reason = "STATE_CONFLICT"
@@ -290,6 +320,11 @@ class RoleBuiltIn(FailedPrecondition):
     sentence = "The role belongs to the service itself and cannot be changed or deleted."
 
 
+class LastAdmin(FailedPrecondition):
+    reason = "LAST_ADMIN"
+    sentence = "This is the last enabled user with the role admin: give the role to another user first."
+
+
 class TokenTooLarge(FailedPrecondition):
     reason = "TOKEN_TOO_LARGE"
     sentence = "The token would not fit its budget: the account has too many roles or scopes."
@@ -310,6 +345,12 @@ class Overloaded(RetryLater):
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
     sentence = "Too much work of this kind is waiting: repeat the call later."
+
+
+class Throttled(RetryLater):
+    status = "RESOURCE_EXHAUSTED"
+    reason = "THROTTLED"
+    sentence = "Too many log-ins failed for this name or from this address: repeat the call later."
 
 
 class DependencyDown(RetryLater):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +18,7 @@ from identity_client.errors import (
     NotFound,
     PermissionMissing,
     RetryLater,
+    SecretAlreadyShown,
     StateConflict,
     Unauthenticated,
 )
@@ -74,6 +76,14 @@ def message_of(error: IdentityError) -> str:
     return f"{error.reason}: {error}"
 
 
+def refusal(error: IdentityError, audience: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes]]]:
+    """Code, message and trailers with which the guard of *audience* refuses a call."""
+    from grpc import StatusCode
+
+    details = pack(error, refused_by="guard", audience=audience)
+    return StatusCode[error.status], message_of(error), ((STATUS_DETAILS_KEY, details),)
+
+
 def unpack(raw: bytes) -> IdentityError | None:
     """The error that `pack` packed; None for details that are not ours or not readable."""
     try:
@@ -96,10 +106,18 @@ def from_rpc_error(error: grpc.RpcError) -> IdentityError:
     Without our details the status alone decides; an unreachable server is DependencyDown.
     """
     call: Any = error
-    for key, value in call.trailing_metadata() or ():
+    ours = from_trailers(call.trailing_metadata())
+    if ours is not None:
+        return ours
+    return _BY_STATUS.get(call.code().name, IdentityError)(call.details() or "")
+
+
+def from_trailers(trailers: Iterable[tuple[str, str | bytes]] | None) -> IdentityError | None:
+    """The error in a call's trailing metadata; None where there is none of ours."""
+    for key, value in trailers or ():
         if key == STATUS_DETAILS_KEY and isinstance(value, bytes) and (ours := unpack(value)) is not None:
             return ours
-    return _BY_STATUS.get(call.code().name, IdentityError)(call.details() or "")
+    return None
 
 
 def _extras(error: IdentityError) -> list[Any]:
@@ -123,6 +141,8 @@ def _build(info: error_details_pb2.ErrorInfo, message: str, retry: error_details
     error = kind(sentence)
     if isinstance(error, Internal):
         error.error_id = info.metadata.get("error_id", "")
+    if isinstance(error, SecretAlreadyShown):
+        error.resource_id = info.metadata.get("resource_id", "")
     if isinstance(error, RetryLater) and retry is not None:
         error.retry_after_seconds = retry.retry_delay.ToMilliseconds() / 1000
     return error

@@ -9,8 +9,9 @@ import datetime
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
+from identity import failpoints
 from identity_client.clock import Clock
-from identity_client.errors import InvalidRequest, TokenMalformed
+from identity_client.errors import BadCredentials, InvalidRequest, TokenMalformed, TokenTooLarge
 from identity_client.tokens import opaque
 from identity_client.tokens.keys import PublicKey
 
@@ -91,7 +92,7 @@ class MachineAuthenticator:
     async def _log_in(self, proof: Awaitable[_Proved], action: str, name: str, wanted: Wanted, act: Act) -> Issued:
         try:
             return await self._issue(await proof, wanted, action, act)
-        except (Rejected, InvalidRequest) as error:
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
             raise await self._refusals.noted(error, action, name, act) from None
 
     async def _issue(self, proved: _Proved, wanted: Wanted, action: str, act: Act) -> Issued:
@@ -104,6 +105,7 @@ class MachineAuthenticator:
         def admit(snapshot: GrantSnapshot) -> None:
             self._minter.check_budget(proved.bound(snapshot))
 
+        await failpoints.reach("machine_login.before_write")
         return self._minter.issue(proved.bound(await self._credentials.use(use, admit, action, act)))
 
     async def _prove_secret(self, grant_id: str, secret: bytes, username: str) -> _Proved:

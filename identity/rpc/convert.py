@@ -9,16 +9,18 @@ from typing import Literal, Protocol
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from identity.domain.introspect import NO_END, Active
+from identity.domain.introspect import Active
 from identity.domain.minting import Issued, OpenedSession
 from identity.domain.texts import check_text
 from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
 from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
 from identity_client.errors import InvalidRequest
 from identity_client.principal import BearerKind
+from identity_client.tokens.claims import NO_END
 from identity_client.trust.entries import id_bytes, id_text
 
 MAXIMUM_TEXT_BYTES = 4096
+MAXIMUM_NAME = 128
 MAXIMUM_SCOPES = 64
 MAXIMUM_ROLES = 64
 MAXIMUM_NOTE_CHARACTERS = 256
@@ -49,15 +51,15 @@ def timestamp(seconds: int) -> Timestamp:
     return Timestamp(seconds=seconds)
 
 
-def account_ref(request: _NamesAccount) -> AccountRef:
-    """The account that a request names. Raises InvalidRequest."""
+def account_ref(request: _NamesAccount, prefix: str = "") -> AccountRef:
+    """The account that a request names; *prefix* leads to the part that does. Raises InvalidRequest."""
     match request.WhichOneof("account"):
         case "account_id":
-            return AccountRef(account_id=checked_id(request.account_id, "account_id"))
+            return AccountRef(account_id=checked_id(request.account_id, f"{prefix}account_id"))
         case "username":
             return AccountRef(username=request.username)
         case _:
-            raise InvalidRequest("name the account by account_id or by username", "account")
+            raise InvalidRequest("name the account by account_id or by username", f"{prefix}account")
 
 
 def checked_id(text: str, field: str) -> str:
@@ -180,6 +182,7 @@ def introspection(active: Active | None) -> token_pb2.IntrospectResponse:
         authentication_methods=claims.authentication_methods,
         certificate_thumbprint=claims.certificate_thumbprint,
         key_id=claims.key_id,
+        actors=claims.actors,
     )
     if claims.expire_time != NO_END:
         message.expire_time.CopyFrom(timestamp(claims.expire_time))

@@ -21,9 +21,11 @@ from identity.storage.sql.credentials import SqlCredentialStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.revocations import SqlRevocationStore
 from identity.storage.sql.roles import SqlRoleStore
+from identity.storage.sql.session_selection import SqlSessionSelection
 from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
+from identity.storage.sql.throttle import SqlThrottleStore
 from identity.storage.tables import feed_head
 from identity.storage.writer import Writer
 from identity_client.clock import Clock
@@ -51,10 +53,12 @@ class Stores:
         self.sessions = SqlSessionStore(access)
         self.credentials = SqlCredentialStore(access)
         self.grants = SqlGrantStore(access)
+        self.session_selection = SqlSessionSelection(access)
         self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
         self.audit = SqlAuditStore(access, clock)
+        self.throttle = SqlThrottleStore(access)
         self.audit_seals = SqlAuditSealStore(access)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:

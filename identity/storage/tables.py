@@ -102,10 +102,22 @@ Index(
 used_assertions = Table(
     "used_assertions",
     metadata,
-    Column("grant_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),  # the key's thumbprint: a key that is registered anew remembers
     Column("assertion_hash", LargeBinary, primary_key=True),  # SHA-256 of the claim jti
     Column("expire_time", BigInteger, nullable=False),  # from then on the assertion is refused as expired
     Index("used_assertions_by_expiry", "expire_time"),
+)
+
+done_requests = Table(
+    "done_requests",
+    metadata,
+    Column("caller_account_id", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),  # as the caller named it
+    Column("method", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # keyed, of all that was asked for
+    Column("resource_id", Text, nullable=False),  # what was created
+    Column("expire_time", BigInteger, nullable=False),  # from then on the name is free
+    Index("done_requests_by_expiry", "expire_time"),
 )
 
 revocations = Table(
@@ -198,4 +210,22 @@ audit_head = Table(
     Column("seal_number", BigInteger, nullable=False),  # the newest
     Column("removed_through", BigInteger, nullable=False),  # the newest seal whose events were removed for their age
     Column("mac", LargeBinary, nullable=False),
+)
+
+# Failed log-ins: who is counted is named by keyed hashes alone. Times are Unix milliseconds.
+throttle_buckets = Table(
+    "throttle_buckets",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("drained_ms", BigInteger, nullable=False),  # when all of its failures are forgotten
+    Column("next_ms", BigInteger, nullable=False),  # when the next attempt is due
+    Index("throttle_buckets_by_time", "drained_ms"),
+)
+
+known_places = Table(
+    "known_places",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),  # a name at an origin where its owner logged in lately
+    Column("expire_time", BigInteger, nullable=False),
+    Index("known_places_by_expiry", "expire_time"),
 )

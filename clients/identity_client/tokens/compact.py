@@ -25,7 +25,10 @@ SIGNATURE_BYTES = 64
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _HALF_ORDER = _ORDER // 2
+_ZERO, _ORDER_BYTES, _HALF_ORDER_BYTES = (number.to_bytes(32, "big") for number in (0, _ORDER, _HALF_ORDER))
+_OBJECTS = frozenset({"cnf", "act"})
 _PLAIN = frozenset({str, int, bool, type(None), list})
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _ES256 = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
 
@@ -57,7 +60,7 @@ def split(raw_token: str) -> Parts:
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:
-    """One JSON object of texts, integers, true, false, null and lists of texts, and of cnf, an object of texts.
+    """One JSON object of texts, integers, true, false, null, lists of texts, and the objects cnf and act.
 
     The bytes must be the very ones that our encoder writes for these members. That leaves nothing that two parsers
     could read differently: no duplicate names, fractions, NaN, odd escapes, white space, or bytes beyond ASCII.
@@ -66,11 +69,12 @@ def parse_payload(payload: bytes) -> dict[str, Any]:
     try:
         text = payload.decode("ascii")
         members = json.loads(text)
+        is_ours = type(members) is dict and _is_plain(members) and _ENCODER.encode(members) == text
     except (ValueError, RecursionError):
-        raise TokenMalformed() from None
-    if type(members) is not dict or not _is_plain(members) or _ENCODER.encode(members) != text:
+        is_ours = False
+    if not is_ours:
         raise TokenMalformed()
-    return members
+    return members  # type: ignore[no-any-return]
 
 
 def check_signature(key: PublicKey, signing_input: bytes, signature: bytes) -> bool:
@@ -88,10 +92,11 @@ def verify_es256(key: PublicKey, signing_input: bytes, signature: bytes) -> bool
 
 def is_low_s(signature: bytes) -> bool:
     """Whether r and s are in range and s is in its lower half."""
-    if len(signature) != SIGNATURE_BYTES:
-        return False
+    # Of numbers of one width, the order of the bytes is that of the numbers.
     return (
-        0 < int.from_bytes(signature[:32], "big") < _ORDER and 0 < int.from_bytes(signature[32:], "big") <= _HALF_ORDER
+        len(signature) == SIGNATURE_BYTES
+        and _ZERO < signature[:32] < _ORDER_BYTES
+        and _ZERO < signature[32:] <= _HALF_ORDER_BYTES
     )
 
 
@@ -131,17 +136,20 @@ def _payload(claims: Claims) -> dict[str, Any]:
         payload["amr"] = list(claims.authentication_methods)
     if claims.certificate_thumbprint:
         payload["cnf"] = {"x5t#S256": claims.certificate_thumbprint}
+    if claims.actors:
+        payload["act"] = _nested(claims.actors)
     return payload
 
 
+def _nested(actors: tuple[str, ...]) -> dict[str, Any]:
+    nearest, *earlier = actors
+    return {"sub": nearest, "act": _nested(tuple(earlier))} if earlier else {"sub": nearest}
+
+
 def _is_plain(members: dict[str, Any]) -> bool:
-    """Whether each value is a text, an integer, true, false, null or a list of texts; cnf an object of texts."""
-    values = list(members.values())
-    if "cnf" in members:
-        confirmation = members["cnf"]
-        if type(confirmation) is not dict:
-            return False
-        values = [value for value in values if value is not confirmation] + list(confirmation.values())
+    """Whether each value is a text, an integer, true, false, null or a list of texts; cnf and act are objects, whose
+    own form is judged where their claims are read."""
+    values = [value for name, value in members.items() if name not in _OBJECTS or type(value) is not dict]
     if not _PLAIN.issuperset(map(type, values)):
         return False
     lists = [value for value in values if type(value) is list]
@@ -160,4 +168,4 @@ def _decode(segment: str) -> bytes:
     """Canonical base64url: no padding, and the unused bits of the last character are zero (RFC 4648 section 3.5)."""
     if segment[-1] not in _LAST_CHARACTERS[len(segment) % 4]:
         raise TokenMalformed()
-    return binascii.a2b_base64(segment.replace("-", "+").replace("_", "/") + "==")
+    return binascii.a2b_base64(segment.encode("ascii").translate(_TO_STANDARD) + b"==")

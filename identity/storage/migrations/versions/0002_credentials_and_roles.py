@@ -28,12 +28,14 @@ def upgrade() -> None:
     _create_roles()
     op.create_table(
         "used_assertions",
-        sa.Column("grant_id", sa.Text, primary_key=True),
+        sa.Column("key_id", sa.Text, primary_key=True),
         sa.Column("assertion_hash", sa.LargeBinary, primary_key=True),
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
     op.create_index("used_assertions_by_expiry", "used_assertions", ["expire_time"])
+    _create_throttle()
     _split_and_seal_audit()
+    _create_done_requests()
 
 
 def _change_grants() -> None:
@@ -61,6 +63,19 @@ def _change_grants() -> None:
     )
 
 
+def _create_done_requests() -> None:
+    op.create_table(
+        "done_requests",
+        sa.Column("caller_account_id", sa.Text, primary_key=True),
+        sa.Column("request_id", sa.Text, primary_key=True),
+        sa.Column("method", sa.Text, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("resource_id", sa.Text, nullable=False),
+        sa.Column("expire_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("done_requests_by_expiry", "done_requests", ["expire_time"])
+
+
 def _create_roles() -> None:
     roles = op.create_table(
         "roles",
@@ -85,6 +100,22 @@ def _create_roles() -> None:
         for name in text.split()
     }
     op.bulk_insert(roles, [_role(name) for name in sorted(names | _BUILT_IN.keys())])
+
+
+def _create_throttle() -> None:
+    op.create_table(
+        "throttle_buckets",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("drained_ms", sa.BigInteger, nullable=False),
+        sa.Column("next_ms", sa.BigInteger, nullable=False),
+    )
+    op.create_index("throttle_buckets_by_time", "throttle_buckets", ["drained_ms"])
+    op.create_table(
+        "known_places",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("expire_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("known_places_by_expiry", "known_places", ["expire_time"])
 
 
 def _role(name: str) -> dict[str, object]:
