@@ -41,16 +41,18 @@ class SessionRevoker:
         """
         which, count = await self._resolved(which), 0
         place: Place | None = None
+        version: int | None = None
         is_first = True
         while True:
             part = await self._sessions.select(which, place, PART_SESSIONS)
             if part.grant_ids or is_first:
                 ended = await self._sessions.end(part.grant_ids, _audited(which, note), act, confirm=is_first)
-                await self._feed.published(ended.version)
-                count += ended.grant_count
+                count, version = count + ended.grant_count, ended.version or version
             if part.next_place is None:
-                return count
+                break
             place, is_first = part.next_place, False
+        await self._feed.published(version)
+        return count
 
     async def _resolved(self, which: SessionFilter) -> SessionFilter:
         """The filter with its account, if it has one, by id."""

@@ -76,8 +76,8 @@ def new_session(account: Account, **changes: object) -> NewSession:
     return replace(session, **changes)  # type: ignore[arg-type]
 
 
-async def log_in(stores: Stores, account: Account, **changes: object) -> GrantSnapshot:
-    return await stores.sessions.open(new_session(account, **changes), admit_all, ACT)
+async def log_in(stores: Stores, account: Account, act: Act = ACT, **changes: object) -> GrantSnapshot:
+    return await stores.sessions.open(new_session(account, **changes), admit_all, act)
 
 
 def identity_of(snapshot: GrantSnapshot, key_id: str = "key") -> TokenIdentity:

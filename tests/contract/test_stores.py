@@ -13,8 +13,8 @@ from sqlalchemy.exc import OperationalError
 
 from identity.domain.grants import GrantKind, GrantSnapshot, NewCredential
 from identity.domain.values import (
-    AccountChange,
     Account,
+    AccountChange,
     AccountKind,
     AccountRef,
     EndReason,

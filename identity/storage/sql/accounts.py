@@ -107,8 +107,8 @@ class SqlAccountStore:
             version = publish_generation(connection, account_id, row["generation"] + 1, moment)
             live = select(func.count()).where(grants.c.account_id == account_id, is_live_grant(moment))
             count = connection.execute(live).scalar_one()
-            write_audit(connection, act, moment, "account.delete", account_id, note=note)
             _erase(connection, account_id)
+            write_audit(connection, act, moment, "account.delete", account_id, note=note)
             return Ended(count, version)
 
         return await self._access.write(work)

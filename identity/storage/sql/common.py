@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, literal, select, update
 
 from identity.domain.grants import ApiKeyUse, GrantKind
 from identity.domain.values import Act, Seconds
@@ -80,19 +80,24 @@ def publish_generation(connection: Connection, account_id: str, generation: int,
 
 def publish_generations(connection: Connection, account_ids: Iterable[str], moment: Moment) -> int | None:
     """Outdate every token of many accounts, in three statements; -> the last version."""
-    raised = update(accounts).where(accounts.c.account_id.in_(sorted(account_ids)))
-    raised = raised.values(generation=accounts.c.generation + 1, update_time=moment.now)
-    rows = connection.execute(raised.returning(accounts.c.account_id, accounts.c.generation)).all()
-    if not rows:
+    are_these = accounts.c.account_id.in_(sorted(account_ids))
+    raised = update(accounts).where(are_these).values(generation=accounts.c.generation + 1, update_time=moment.now)
+    count = connection.execute(raised).rowcount
+    if not count:
         return None
-    taken = update(feed_head).values(version=feed_head.c.version + len(rows)).returning(feed_head.c.version)
+    taken = update(feed_head).values(version=feed_head.c.version + count).returning(feed_head.c.version)
     last: int = connection.execute(taken).scalar_one()
+    place = func.row_number().over(order_by=accounts.c.account_id)
     expire_time = moment.now + LONGEST_ACCESS_LIFETIME_SECONDS + ENTRY_MARGIN_SECONDS
-    entries = [
-        {"version": version, "kind": int(EntryKind.ACCOUNT), "name": row.account_id, "minimum": row.generation}
-        for version, row in enumerate(rows, last - len(rows) + 1)
-    ]
-    connection.execute(insert(revocations).values(expire_time=expire_time), entries)
+    entries = select(
+        last - count + place,
+        literal(int(EntryKind.ACCOUNT)),
+        accounts.c.account_id,
+        accounts.c.generation,
+        literal(expire_time),
+    )
+    columns = ["version", "kind", "name", "minimum", "expire_time"]
+    connection.execute(insert(revocations).from_select(columns, entries.where(are_these)))
     connection.info[PUBLISHED] = True
     return last
 

@@ -18,6 +18,16 @@ from identity.storage.sql.rows import confirm_caller, is_live_grant, latest_use
 from identity.storage.tables import grants
 
 
+_USE = (
+    grants.c.account_id,
+    grants.c.kind,
+    grants.c.latest_expire_time,
+    grants.c.api_key_use,
+    grants.c.secret_hash,
+)
+"""What tells until when something of a grant can be taken for good."""
+
+
 class SqlSessionSelection:
     """See domain.ports.SessionSelection."""
 
@@ -47,7 +57,7 @@ class SqlSessionSelection:
                 confirm_caller(connection, act, moment)
             ended = update(grants).where(grants.c.grant_id.in_(grant_ids), grants.c.end_time.is_(None))
             ended = ended.values(end_time=moment.now, end_reason=EndReason.REVOKED)
-            rows = connection.execute(ended.returning(grants)).mappings().all()
+            rows = connection.execute(ended.returning(*_USE)).mappings().all()
             alive = {row["account_id"] for row in rows if latest_use(row, moment) + LONGEST_LEEWAY_SECONDS > moment.now}
             version = publish_generations(connection, alive, moment)
             write_audit(connection, act, moment, "sessions.revoke", note=f"{len(rows)} sessions, {note}")
