@@ -1,7 +1,7 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults requirements format lint types layers protos protos-fresh breaking \
+.PHONY: help setup run demo test unit attacks faults bench bench-quick requirements format lint types layers protos protos-fresh breaking \
         examples check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
@@ -12,6 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 GENERATOR := .generator/bin
 GENERATOR_READY := .generator/.ready
+EXAMPLES := orders billing stock
 PACKAGES := identity clients tests
 
 # .ci/run puts grpcurl here; what lies here is used.
@@ -36,11 +37,18 @@ test: $(READY)  ## run all tests, or a part: make test T=tests/unit
 unit: $(READY)  ## run the tests of pure rules: seconds
 	@$(BIN)/python -m pytest -q tests/unit
 
-attacks: $(READY)  ## forge a million tokens
-	@IDENTITY_TEST_MUTANTS=1000000 $(BIN)/python -m pytest -q tests/attacks --timeout=3600
+attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000 log-ins
+	@IDENTITY_TEST_MUTANTS=1000000 IDENTITY_TEST_GUESSES=10000 IDENTITY_TEST_LOG_INS=2000 \
+	  $(BIN)/python -m pytest -q -rP tests/attacks --timeout=3600
 
 faults: $(READY)  ## kill and cut, ten times as often as `make test` does
 	@IDENTITY_TEST_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults --timeout=3600
+
+bench: $(READY)  ## measure; the figures go to build/bench.json: make bench B=verify for a part
+	@$(BIN)/python -m tests.bench $(B)
+
+bench-quick: $(READY)  ## the same, smaller: seconds
+	@$(BIN)/python -m tests.bench --quick $(B)
 
 requirements: $(READY)  ## show which tests prove which requirement; fails where one that is due has none
 	@$(BIN)/python -m pytest -q -m requirement --requirements tests
@@ -60,7 +68,8 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p tests
-	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/server.py clients/examples/orders/client.py
+	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/*.py clients/examples/billing/*.py \
+	  clients/examples/stock/*.py
 
 layers: $(READY)
 	@$(BIN)/lint-imports
@@ -72,7 +81,7 @@ protos-fresh: $(GENERATOR_READY)
 	@rm -rf .generator/out && mkdir -p .generator/out/examples
 	@$(call generate,.generator/out,.generator/out/examples)
 	@for new in $$(cd .generator/out && find identity -type f); do cmp .generator/out/$$new $$new || exit 1; done
-	@for new in $$(cd .generator/out/examples && find orders -type f); do \
+	@for new in $$(cd .generator/out/examples && find . -type f); do \
 	  cmp .generator/out/examples/$$new clients/examples/$$new || exit 1; done
 
 breaking: $(READY)
@@ -104,7 +113,9 @@ $(GENERATOR_READY): Makefile
 define generate
 PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos \
   --python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) protos/identity/v1/*.proto && \
-PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos -I clients/examples/orders/protos \
-  --python_out=$(2) --mypy_out=quiet:$(2) --grpc_python_out=$(2) --mypy_grpc_out=quiet:$(2) \
-  clients/examples/orders/protos/orders/v1/*.proto
+for name in $(EXAMPLES); do \
+  PATH="$(CURDIR)/$(GENERATOR):$$PATH" $(GENERATOR)/python -m grpc_tools.protoc -I protos -I clients/examples/$$name/protos \
+    --python_out=$(2) --mypy_out=quiet:$(2) --grpc_python_out=$(2) --mypy_grpc_out=quiet:$(2) \
+    clients/examples/$$name/protos/$$name/v1/*.proto || exit 1; \
+done
 endef

@@ -1,4 +1,4 @@
-"""The command line: identity dev | serve | admin create | token."""
+"""The command line: identity dev | serve | admin create | token | doctor."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError
 
-from . import dev, failpoints, logs
-from .config import ConfigurationError, Settings, load
+from . import dev, doctor, failpoints, logs
+from .config import ConfigurationError, Settings, load, read
 from .house import LOCAL_ACT, open_house
 from .server import Server, serve_until
 from .token_command import fetch_token
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(options, "password_from"):
             # Before the event loop takes over SIGINT: Ctrl-C at the prompt must end the command.
             options.password = options.password_from(options)
-        asyncio.run(options.run(options))
+        return asyncio.run(options.run(options)) or 0
     except ConfigurationError as error:
         print("identity cannot do this:", *(f"  - {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return 1
@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 async def _dev(options: argparse.Namespace) -> None:
@@ -111,6 +110,17 @@ async def create_admin(settings: Settings, username: str, password: str) -> None
         await house.close()
 
 
+async def _doctor(options: argparse.Namespace) -> int:
+    if options.dev is not None:
+        settings = dev.settings_of(dev.DevFiles(options.dev))
+        problems = settings.problems()
+    else:
+        settings, problems = read(options.config, os.environ)
+    findings = doctor.examine(doctor.Patient(settings, problems, SystemClock()))
+    print(doctor.as_json(findings) if options.json else doctor.as_text(findings))
+    return doctor.worst(findings)
+
+
 async def _token(options: argparse.Namespace) -> None:
     if options.dev is not None:
         known = dev.DevFiles(options.dev).read_secrets()
@@ -174,6 +184,17 @@ def _parser() -> argparse.ArgumentParser:
         "--password-file", type=Path, help="default: standard input; where nothing is given, one is made and printed"
     )
     command.set_defaults(run=_create_admin, password_from=_one_time_password_for)
+
+    command = commands.add_parser(
+        "doctor",
+        help="look at everything the service stands on, and say what to do",
+        description="Changes nothing; while the service runs or when it is stopped. "
+        "Exit status: 0 all is well, 1 warnings, 2 errors.",
+    )
+    command.add_argument("--config", type=Path, help="the file that `identity serve` is started with")
+    command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+    command.set_defaults(run=_doctor)
 
     command = commands.add_parser("token", help="log in and print an access token")
     command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .domain.origins import parse_networks
+
 PREFIX = "IDENTITY_"
 
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
@@ -29,7 +31,14 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be configured. Lifetimes are seconds."""
+    """Everything that can be configured. Lifetimes are seconds.
+
+    After throttle_name_failures wrong passwords for a name, each doubles the delay before the next log-in, up to
+    throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
+    guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
+    shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
+    audit_retention_days: 0 keeps the log for ever.
+    """
 
     listen: str = "127.0.0.1:50551"
     issuer: str = "https://identity.localhost"
@@ -54,7 +63,13 @@ class Settings:
     hash_lanes: int = 1
     hash_workers: int = max(1, (os.cpu_count() or 2) // 2)
     hash_queue: int = 64
+    throttle_name_failures: int = 10
+    throttle_delay_seconds: int = 900
+    throttle_origin_failures: int = 100
+    throttle_shared_origin_failures: int = 10_000
+    shared_origins: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     drain_seconds: int = 10
+    audit_retention_days: int = 400
     log_level: str = "info"
 
     def problems(self) -> list[str]:
@@ -71,14 +86,19 @@ class Settings:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Settings for production: variables win over the file. Raises ConfigurationError with every problem."""
+    settings, problems = read(path, environ)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def read(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The same, with every problem beside it; what cannot be read has its default."""
     problems: list[str] = []
     values = _from_file(path, problems) | _from_environment(environ, problems)
     problems += [f"{name} must be set" for name in ("issuer", "database", "master_key_file") if name not in values]
     settings = Settings(**values)
-    problems += settings.problems()
-    if problems:
-        raise ConfigurationError(problems)
-    return settings
+    return settings, problems + settings.problems()
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -157,7 +177,12 @@ _RANGES = {
     "hash_lanes": (1, 64),
     "hash_workers": (1, 256),
     "hash_queue": (0, 10_000),
+    "throttle_name_failures": (3, 50),
+    "throttle_delay_seconds": (120, 3_600),
+    "throttle_origin_failures": (10, 100_000),
+    "throttle_shared_origin_failures": (10, 1_000_000),
     "drain_seconds": (0, 600),
+    "audit_retention_days": (0, 36_500),
 }
 
 
@@ -194,6 +219,16 @@ def _check_choices(settings: Settings) -> list[str]:
     return problems
 
 
+def _check_networks(settings: Settings) -> list[str]:
+    problems = []
+    for text in settings.shared_origins:
+        try:
+            parse_networks((text,))
+        except ValueError as error:
+            problems.append(f"shared_origins: {error}: give networks such as 10.1.0.0/16 or 2001:db8::/48")
+    return problems
+
+
 def _check_files(settings: Settings) -> list[str]:
     paths = [("master_key_file", settings.master_key_file)]
     paths += [
@@ -223,6 +258,7 @@ _CHECKS: tuple[Callable[[Settings], list[str]], ...] = (
     _check_ranges,
     _check_names,
     _check_choices,
+    _check_networks,
     _check_files,
     _check_wire,
 )

@@ -14,6 +14,7 @@ from typing import Any
 from identity_client.errors import AccountAlreadyExists, RoleAlreadyExists
 
 from .config import ConfigurationError, Settings, is_loopback
+from .domain.accounts import AccountAdmin
 from .domain.grants import ApiKeyUse, CredentialTerms
 from .domain.values import AccountRef
 from .house import LOCAL_ACT, House
@@ -23,9 +24,11 @@ DEFAULT_DIRECTORY = Path(".identity")
 DEFAULT_LISTEN = "127.0.0.1:50551"
 
 _SERVICE = "orders"
+_SERVICES = (_SERVICE, "billing", "stock")
 _ROLES = (
-    ("clerk", ("orders.read",), "Sees orders."),
+    ("clerk", ("billing.charge", "orders.read", "stock.reserve"), "Sees and bills orders."),
     ("manager", ("orders.cancel", "orders.read"), "Sees and cancels orders."),
+    ("delegate", ("identity.exchange",), "Calls other services on behalf of its own callers."),
 )
 _KEY_TERMS = CredentialTerms(display_name="development", audiences=("internal",))
 
@@ -49,16 +52,15 @@ class DevFiles:
         """Address, names and passwords, for its owner alone."""
         return self.directory / "dev.json"
 
-    @property
-    def client_secret(self) -> Path:
-        """The demo service's client secret alone, as a peer reads it."""
-        return self.directory / f"{_SERVICE}.secret"
+    def client_secret(self, service: str = _SERVICE) -> Path:
+        """A demo service's client secret alone, as a peer reads it."""
+        return self.directory / f"{service}.secret"
 
     def read_secrets(self) -> dict[str, Any]:
         """Raises ConfigurationError: `identity dev` has not run here."""
         try:
             loaded: dict[str, Any] = json.loads(self.secrets.read_text())
-            if loaded.keys() >= {"admin", "user", "service"}:
+            if loaded.keys() >= {"admin", "user", "service", "client_secrets"}:
                 return loaded
         except (OSError, ValueError, AttributeError):
             pass
@@ -78,22 +80,28 @@ def prepare(files: DevFiles, listen: str) -> Settings:
         raise ConfigurationError([f"another `identity dev` is running in {files.directory}"]) from None
     except OSError as error:
         raise ConfigurationError([f"--directory: {files.directory} cannot be used: {error.strerror}"]) from None
-    settings = Settings(
+    settings = settings_of(files, listen)
+    if problems := settings.problems():
+        raise ConfigurationError(problems)
+    return settings
+
+
+def settings_of(files: DevFiles, listen: str = DEFAULT_LISTEN) -> Settings:
+    """How a service in this folder is configured."""
+    return Settings(
         listen=listen,
         database=f"sqlite:///{files.database}",
         master_key_file=str(files.master_key),
         reflection="open",
     )
-    if problems := settings.problems():
-        raise ConfigurationError(problems)
-    return settings
 
 
 async def seed(files: DevFiles, house: House, address: str) -> None:
     """Make the accounts on the first run, and note the address on every run. Raises ConfigurationError."""
     is_new = not await house.accounts.list_page("", 1)
     known = await _create_accounts(house) if is_new or not files.secrets.exists() else files.read_secrets()
-    _write_private(files.client_secret, known["service"]["client_secret"] + "\n")
+    for name, client_secret in known["client_secrets"].items():
+        _write_private(files.client_secret(name), client_secret + "\n")
     _write_private(files.secrets, json.dumps(known | {"address": address}, indent=2) + "\n")
 
 
@@ -106,15 +114,20 @@ async def _create_accounts(house: House) -> dict[str, Any]:
             await house.roles.create(role, scopes, description, LOCAL_ACT)
         await accounts.create_user(admin["username"], admin["password"], ("admin",), LOCAL_ACT)
         await accounts.create_user(user["username"], user["password"], ("clerk",), LOCAL_ACT)
-        _, _, client_secret = await accounts.create_service(_SERVICE, ("peer",), LOCAL_ACT)
+        client_secrets = {name: await _create_service(accounts, name) for name in _SERVICES}
         owner = AccountRef(username=user["username"])
         key = await house.credentials.create_api_key(owner, _KEY_TERMS, ApiKeyUse.BEARER, LOCAL_ACT)
     except (AccountAlreadyExists, RoleAlreadyExists):
         raise ConfigurationError(
             ["the accounts exist but dev.json, with their passwords, is lost: remove the whole folder to begin anew"]
         ) from None
-    service = {"client_id": _SERVICE, "client_secret": client_secret}
-    return {"admin": admin, "user": user, "service": service, "api_key": key.text}
+    service = {"client_id": _SERVICE, "client_secret": client_secrets[_SERVICE]}
+    return {"admin": admin, "user": user, "service": service, "client_secrets": client_secrets, "api_key": key.text}
+
+
+async def _create_service(accounts: AccountAdmin, name: str) -> str:
+    _, _, client_secret = await accounts.create_service(name, ("delegate", "peer"), LOCAL_ACT)
+    return client_secret
 
 
 def welcome(files: DevFiles, address: str) -> str:
@@ -126,7 +139,14 @@ Accounts and passwords are in {files.secrets}. For a peer:
 
   export IDENTITY_ADDRESS={address}
   export IDENTITY_CLIENT_ID={_SERVICE}
-  export IDENTITY_CLIENT_SECRET_FILE={shlex.quote(str(files.client_secret.resolve()))}
+  export IDENTITY_CLIENT_SECRET_FILE={shlex.quote(str(files.client_secret().resolve()))}
+
+The example services, from a checkout, each with its own name and secret:
+
+  export PYTHONPATH=clients/examples
+  for name in stock billing orders; do
+    IDENTITY_CLIENT_ID=$name IDENTITY_CLIENT_SECRET_FILE={directory}/$name.secret python -m $name.server &
+  done
 
 As the admin, with grpcurl or with buf:
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from identity_client.clock import Clock
+from identity_client.errors import RetryLater
 from identity_client.tokens.keys import PublicKey
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.state import TrustState
 
 from .config import Settings
 from .domain.accounts import AccountAdmin
+from .domain.audit import AuditReader
+from .domain.audit_seals import ChainBroken, SealKey
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
+from .domain.exchange import Exchanger
 from .domain.explain import Explainer
 from .domain.grants import SessionTerms
+from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
 from .domain.once import RequestIds
+from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
 from .domain.randomness import SystemRandomness
@@ -28,19 +35,26 @@ from .domain.refresh_tokens import RefreshTokens
 from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
+from .domain.sealer import Sealer
 from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
+from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
 from .feed.hub import Hub
-from .jobs import Jobs, sweep_job
+from .jobs import Jobs, retention_job, seal_job, sweep_job
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
 
+_log = logging.getLogger(__name__)
+
 LOCAL_ACT = Act(request_id="", origin="local")
 """What is done on the machine itself, by whoever may read its database."""
+
+AUDIT_SEAL_KEY = "audit-seal"
+"""The label of the key that the audit log is sealed under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +77,12 @@ class House:
     revoker: Revoker
     session_revoker: SessionRevoker
     explainer: Explainer
+    exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
     request_ids: RequestIds
+    audit: AuditReader
+    sealer: Sealer
 
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
@@ -73,11 +90,18 @@ class House:
         self.jobs.start()
 
     async def close(self) -> None:
-        """Stop the background work, the feed, the hash pool and the stores."""
+        """Stop the background work, the feed, the hash pool and the stores; leave no audit event without its seal."""
         await self.jobs.stop()
         await self.hub.stop()
+        await self._seal_rest()
         self.pool.close()
         await self.stores.close()
+
+    async def _seal_rest(self) -> None:
+        try:
+            await self.sealer.seal()
+        except (ChainBroken, RetryLater) as error:
+            _log.error("the end of the audit log is not sealed: %s", error)
 
 
 async def open_house(settings: Settings, clock: Clock) -> House:
@@ -108,6 +132,9 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     hasher.prepare_dummy()
     audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
     refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
+    seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
+    sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
     return House(
         settings=settings,
         stores=stores,
@@ -115,12 +142,13 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         hub=hub,
         public_keys=await _public_keys(stores.signing_keys),
         verifier=verifier,
-        jobs=Jobs(sweep_job(stores.sweeper)),
+        jobs=Jobs(sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,
             feed=hub,
             refusals=refusals,
+            throttle=Throttle(stores.throttle, master.derive("throttle"), _limits(settings)),
             audiences=audiences,
             hasher=hasher,
             minter=minter,
@@ -142,7 +170,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         credentials=CredentialAdmin(stores.credentials, stores.grants, hub, audiences, randomness, clock),
         roles=RoleAdmin(stores.roles, hub),
         refresher=Refresher(
-            stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock
+            stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock, refusals
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
         session_revoker=SessionRevoker(stores.session_selection, stores.accounts, hub),
@@ -156,7 +184,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             leeway_seconds=settings.leeway_seconds,
             clock=clock,
         ),
-        introspector=Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock),
+        exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
+        introspector=introspector,
         accounts=AccountAdmin(
             accounts=stores.accounts,
             sessions=stores.sessions,
@@ -166,6 +195,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             reserved_names=groups | {settings.service_name, FIRST_PARTY},
         ),
         request_ids=RequestIds(master.derive("request-ids")),
+        audit=AuditReader(stores.audit, stores.accounts),
+        sealer=sealer,
     )
 
 
@@ -181,12 +212,27 @@ def _hash_parameters(settings: Settings) -> HashParameters:
     return HashParameters(settings.hash_memory_kib, settings.hash_iterations, settings.hash_lanes)
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        name=Limit(settings.throttle_name_failures, settings.throttle_delay_seconds * 1_000),
+        origin=_hourly(settings.throttle_origin_failures),
+        shared_origin=_hourly(settings.throttle_shared_origin_failures),
+        shared_origins=parse_networks(settings.shared_origins),
+    )
+
+
+def _hourly(failures: int) -> Limit:
+    """So many at once, and so many an hour."""
+    return Limit(failures, 3_600_000 // failures)
+
+
 async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:
     """The active key; the first start makes one."""
     for record in await keys.list_keys():
         if record.state is KeyState.ACTIVE:
             return open_key(record, master)
-    return open_key(await keys.add_active(generate_key(master, Seconds(int(clock.now())))), master)
+    new = generate_key(master, Seconds(int(clock.now())))
+    return open_key(await keys.add_active(new, LOCAL_ACT), master)
 
 
 async def _public_keys(keys: SigningKeyStore) -> list[PublicKey]:

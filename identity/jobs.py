@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from identity_client.errors import RetryLater
 
 from .domain.ports import Sweeper
+from .domain.sealer import Sealer
 
 _log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 10.0
 SWEEP_ROWS = 2_000
 """Rows looked at in one run: a million grants are gone through in an hour and a half."""
+
+
+SEAL_SECONDS = 1.0
+RETENTION_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,16 @@ def sweep_job(sweeper: Sweeper) -> Job:
         after = await sweeper.sweep(after, SWEEP_ROWS)
 
     return Job("sweep", SWEEP_SECONDS, sweep)
+
+
+def seal_job(sealer: Sealer) -> Job:
+    """Seals what was added to the audit log."""
+    return Job("seal", SEAL_SECONDS, sealer.seal)
+
+
+def retention_job(sealer: Sealer) -> Job:
+    """Removes audit events that are older than they are kept."""
+    return Job("retention", RETENTION_SECONDS, sealer.remove_old)
 
 
 async def _run(job: Job) -> None:

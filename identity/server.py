@@ -27,6 +27,7 @@ from .domain.values import Standing
 from .house import House, open_house
 from .rpc import trust_service
 from .rpc.account_service import AccountServicer
+from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
@@ -38,6 +39,8 @@ from .tls import server_credentials
 from .v1 import (
     account_pb2,
     account_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
     credential_pb2,
@@ -57,6 +60,7 @@ _log = logging.getLogger(__name__)
 
 CONTRACT = (
     account_pb2,
+    audit_pb2,
     authentication_pb2,
     credential_pb2,
     revocation_pb2,
@@ -130,6 +134,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if self.house is not None:
             self.house.hub.end_streams()  # else every peer's stream would hold the drain to its last second
+            self.house.audit.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(grace_seconds)
         if self.house is not None:
@@ -145,7 +150,7 @@ class Server:
             AuthenticationServicer(house.authenticator, house.machines), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
-            TokenServicer(house.refresher, house.revoker, house.introspector), server
+            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
         )
         account_pb2_grpc.add_AccountServiceServicer_to_server(
             AccountServicer(house.accounts, house.request_ids), server
@@ -158,6 +163,7 @@ class Server:
         revocation_pb2_grpc.add_RevocationServiceServicer_to_server(
             RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations), server
         )
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), server)
         trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection != "off":

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 from .config import ConfigurationError, Settings
 
@@ -43,7 +43,7 @@ class CertificateFiles:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, *client_ca = [path.read_bytes() for path in self._paths]
-        _check_pair(certificate, key)
+        check_pair(certificate, key)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
 
 
@@ -69,13 +69,19 @@ class ClientAuthorityFile:
 
 
 def _policy(authorities: list[x509.Certificate], now: datetime.datetime) -> PolicyBuilder:
-    # Which names a certificate bears is ours to judge; what is asked here is who signed it.
-    anything = ExtensionPolicy.permit_all()
+    # Which names a certificate bears is ours to judge, and TLS has judged the chain; what is asked here is who vouches
+    # for it today. Private authorities rarely keep to the rules of the public web: only what makes one is demanded.
+    issuing = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
     builder = PolicyBuilder().store(Store(authorities)).time(now)
-    return builder.extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=anything)
+    return builder.extension_policies(ca_policy=issuing, ee_policy=ExtensionPolicy.permit_all())
 
 
-def _check_pair(certificate: bytes, key: bytes) -> None:
+def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("the certificate is no authority's")
+
+
+def check_pair(certificate: bytes, key: bytes) -> None:
     """Raises ValueError: not PEM, or the key is another certificate's. grpc itself would fail each handshake."""
     own_key = load_pem_private_key(key, None).public_key()
     certified_key = x509.load_pem_x509_certificates(certificate)[0].public_key()

@@ -18,6 +18,8 @@ class IdentityError(Exception):
     reason: ClassVar[str] = "INTERNAL"
     sentence: ClassVar[str] = "Something went wrong inside the service."
 
+    account_id: str = ""
+    """On the guard's side: whose token was refused, where the token is genuine. It does not leave the process."""
     refused_by: str = ""
     """On the caller's side: `guard` when a guard refused before the method ran."""
     refused_audience: str = ""
@@ -343,6 +345,12 @@ class Overloaded(RetryLater):
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
     sentence = "Too much work of this kind is waiting: repeat the call later."
+
+
+class Throttled(RetryLater):
+    status = "RESOURCE_EXHAUSTED"
+    reason = "THROTTLED"
+    sentence = "Too many log-ins failed for this name or from this address: repeat the call later."
 
 
 class DependencyDown(RetryLater):

@@ -83,6 +83,16 @@ class Principal:
         return self.claims.roles
 
     @property
+    def actors(self) -> tuple[str, ...]:
+        """The accounts that act for this one, the nearest first (act, RFC 8693); empty for a caller of their own."""
+        return self.claims.actors
+
+    @property
+    def actor(self) -> str:
+        """The nearest of them: the service that made this call on the account's behalf; empty for none."""
+        return self.claims.actors[0] if self.claims.actors else ""
+
+    @property
     def expire_time(self) -> int:
         """When the access token, session or API key expires, in Unix seconds (exp)."""
         return self.claims.expire_time

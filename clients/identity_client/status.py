@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -75,6 +76,14 @@ def message_of(error: IdentityError) -> str:
     return f"{error.reason}: {error}"
 
 
+def refusal(error: IdentityError, audience: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes]]]:
+    """Code, message and trailers with which the guard of *audience* refuses a call."""
+    from grpc import StatusCode
+
+    details = pack(error, refused_by="guard", audience=audience)
+    return StatusCode[error.status], message_of(error), ((STATUS_DETAILS_KEY, details),)
+
+
 def unpack(raw: bytes) -> IdentityError | None:
     """The error that `pack` packed; None for details that are not ours or not readable."""
     try:
@@ -97,10 +106,18 @@ def from_rpc_error(error: grpc.RpcError) -> IdentityError:
     Without our details the status alone decides; an unreachable server is DependencyDown.
     """
     call: Any = error
-    for key, value in call.trailing_metadata() or ():
+    ours = from_trailers(call.trailing_metadata())
+    if ours is not None:
+        return ours
+    return _BY_STATUS.get(call.code().name, IdentityError)(call.details() or "")
+
+
+def from_trailers(trailers: Iterable[tuple[str, str | bytes]] | None) -> IdentityError | None:
+    """The error in a call's trailing metadata; None where there is none of ours."""
+    for key, value in trailers or ():
         if key == STATUS_DETAILS_KEY and isinstance(value, bytes) and (ours := unpack(value)) is not None:
             return ours
-    return _BY_STATUS.get(call.code().name, IdentityError)(call.details() or "")
+    return None
 
 
 def _extras(error: IdentityError) -> list[Any]:

@@ -2,6 +2,7 @@
 
 All failures after the look-up are one: BadCredentials, with one hash and one audit write each, whether the name is
 unknown, the password wrong or the account disabled (R50). What would tell them apart is checked only afterwards.
+Before the look-up the attempt is counted (R51): Throttled depends on the name and the origin alone.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from identity import failpoints
-from identity_client.errors import IdentityError, InvalidRequest, RetryLater
+from identity_client.errors import BadCredentials, InvalidRequest, Overloaded, RetryLater, Throttled, TokenTooLarge
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
 from .feed import Feed
 from .grants import Admit, GrantSnapshot, NewSession, SessionTerms
+from .guessing import Throttle
 from .minting import Issued, Minter, OpenedSession
+from .origins import unit_of
 from .passwords import PasswordHasher, check_new_password, prepare_password
 from .ports import AccountStore, SessionStore
 from .randomness import Randomness, new_id
 from .refresh_tokens import SALT_BYTES, RefreshTokens
 from .refusals import Cause, RefusalLog, Rejected
 from .secrets import hash_secret
+from .throttle import Reservation
 from .values import Act, PasswordChange, PasswordRecord
 from .wanted import Audiences, Form, Wanted
 
@@ -59,6 +63,7 @@ class Authenticator:
         sessions: SessionStore,
         feed: Feed,
         refusals: RefusalLog,
+        throttle: Throttle,
         audiences: Audiences,
         hasher: PasswordHasher,
         minter: Minter,
@@ -70,6 +75,7 @@ class Authenticator:
         self._sessions = sessions
         self._feed = feed
         self._refusals = refusals
+        self._throttle = throttle
         self._audiences = audiences
         self._hasher = hasher
         self._minter = minter
@@ -82,7 +88,7 @@ class Authenticator:
     ) -> Issued | OpenedSession | ChangeRequired:
         """Log a person in.
 
-        Raises InvalidRequest, BadCredentials, UnknownAudience, ScopeNotGranted, TokenTooLarge, Overloaded.
+        Raises InvalidRequest, Throttled, BadCredentials, UnknownAudience, ScopeNotGranted, TokenTooLarge, Overloaded.
         """
         username = normalise_username(raw_username, "password.username")
         password = prepare_password(raw_password, "password.password")
@@ -94,8 +100,8 @@ class Authenticator:
             opening = await self._opening(record, record.credential_version, wanted)
             await failpoints.reach("login.before_write")
             snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
-        except IdentityError as error:
-            raise await self._refusals.noted(error, "session.open", username, act) from None
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+            raise await self._refusals.noted(error, "session.open", username, act, record.account_id) from None
         await self._renew_hash(record, password)
         return self._issue(opening, snapshot)
 
@@ -114,24 +120,41 @@ class Authenticator:
             if new_password == password:
                 raise InvalidRequest("the new password must differ from the current one", "new_password")
             opening = await self._opening(record, record.credential_version + 1, wanted)
-            new_hash = await self._hasher.hash(new_password)
+            new_hash = await self._hasher.hash(new_password, unit_of(act.origin))
             await failpoints.reach("change_password.before_write")
             change = PasswordChange(record.account_id, record.credential_version, new_hash)
             snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
-        except IdentityError as error:
-            raise await self._refusals.noted(error, "password.change", username, act) from None
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+            raise await self._refusals.noted(error, "password.change", username, act, record.account_id) from None
         await self._feed.published(version)
         return self._issue(opening, snapshot)
 
     async def _checked(self, username: str, password: bytes, action: str, act: Act) -> PasswordRecord:
+        reservation = await self._reserved(username, action, act)
         record = await self._accounts.find_password(username)
-        matches = await self._hasher.matches(password, record.password_hash if record else None)
+        matches = await self._compared(password, record, reservation, act)
         if record is None:
             raise await self._refusals.noted(Rejected(Cause.NAME_UNKNOWN), action, username, act)
         if not matches or not record.is_enabled:
             cause = Cause.ACCOUNT_DISABLED if matches else Cause.PASSWORD_WRONG
-            raise await self._refusals.noted(Rejected(cause), action, username, act)
+            raise await self._refusals.noted(Rejected(cause), action, username, act, record.account_id)
+        await self._throttle.succeeded(reservation)
         return record
+
+    async def _reserved(self, username: str, action: str, act: Act) -> Reservation:
+        try:
+            return await self._throttle.reserve(username, act.origin)
+        except Throttled as error:
+            raise await self._refusals.noted(error, action, username, act) from None
+
+    async def _compared(
+        self, password: bytes, record: PasswordRecord | None, reservation: Reservation, act: Act
+    ) -> bool:
+        try:
+            return await self._hasher.matches(password, record.password_hash if record else None, unit_of(act.origin))
+        except Overloaded:
+            await self._throttle.give_back(reservation)
+            raise
 
     async def _opening(self, record: PasswordRecord, credential_version: int, wanted: Wanted) -> _Opening:
         audiences = await self._audiences.resolve(wanted.audiences)

@@ -51,7 +51,7 @@ def read_certificate(
     try:
         chain = x509.load_pem_x509_certificates(chain_pem)
         names = _names(chain[0])
-    except ValueError:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise Rejected(Cause.CERTIFICATE_UNREGISTERED) from None
     if not chain[0].not_valid_before_utc <= now < chain[0].not_valid_after_utc:
         raise Rejected(Cause.CERTIFICATE_EXPIRED)

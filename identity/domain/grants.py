@@ -42,7 +42,18 @@ class GrantSnapshot:
     authentication_methods: tuple[str, ...]
     idle_expire_time: Seconds | None = None  # of a session: min(now + idle, absolute)
     absolute_expire_time: Seconds | None = None
+    latest_expire_time: int | None = None  # what is issued now must expire by then: the grant itself does
     certificate_thumbprint: str = ""
+    actors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Another token of a grant whose account is still of this generation."""
+
+    grant_id: str
+    generation: int
+    access_lifetime: int
 
 
 Admit = Callable[[GrantSnapshot], None]

@@ -9,7 +9,7 @@ from identity_client.clock import Clock
 from identity_client.errors import RetryLater, TokenError, TokenRevoked
 from identity_client.principal import BearerKind
 from identity_client.tokens import opaque
-from identity_client.tokens.claims import Claims
+from identity_client.tokens.claims import NO_END, Claims
 from identity_client.tokens.verifier import Verifier
 
 from .grants import BearerRecord, GrantKind, GrantSnapshot
@@ -19,9 +19,6 @@ from .secrets import is_secret
 
 TOUCH_SECONDS = 60
 """How often at most a use is noted: so exact is the idle time of a session."""
-
-NO_END = 2**53 - 1
-"""The expire_time of an API key that never expires."""
 
 
 @dataclass(frozen=True, slots=True)

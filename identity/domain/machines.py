@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
 from identity_client.clock import Clock
-from identity_client.errors import InvalidRequest, TokenMalformed
+from identity_client.errors import BadCredentials, InvalidRequest, TokenMalformed, TokenTooLarge
 from identity_client.tokens import opaque
 from identity_client.tokens.keys import PublicKey
 
@@ -91,7 +91,7 @@ class MachineAuthenticator:
     async def _log_in(self, proof: Awaitable[_Proved], action: str, name: str, wanted: Wanted, act: Act) -> Issued:
         try:
             return await self._issue(await proof, wanted, action, act)
-        except (Rejected, InvalidRequest) as error:
+        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
             raise await self._refusals.noted(error, action, name, act) from None
 
     async def _issue(self, proved: _Proved, wanted: Wanted, action: str, act: Act) -> Issued:

@@ -93,7 +93,7 @@ class Minter:
             issuer=self._issuer,
             account_id=snapshot.account_id,
             audience=snapshot.audience,
-            expire_time=snapshot.issue_time + self.lifetime,
+            expire_time=self._expire_time(snapshot),
             issue_time=snapshot.issue_time,
             token_id=new_id(self._randomness),
             client_id=snapshot.client_id,
@@ -106,4 +106,10 @@ class Minter:
             authentication_time=snapshot.authentication_time,
             authentication_methods=snapshot.authentication_methods,
             certificate_thumbprint=snapshot.certificate_thumbprint,
+            actors=snapshot.actors,
         )
+
+    def _expire_time(self, snapshot: GrantSnapshot) -> int:
+        """A token does not outlive its grant."""
+        expire_time = snapshot.issue_time + self.lifetime
+        return expire_time if snapshot.latest_expire_time is None else min(expire_time, snapshot.latest_expire_time)

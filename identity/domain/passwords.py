@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,14 +93,19 @@ class HashParameters:
 
 
 class HashPool:
-    """A few low-priority threads with a bounded queue. A place is held until the work ends, whoever stopped waiting."""
+    """A few low-priority threads with a bounded queue. A place is held until the work ends, whoever stopped waiting.
+
+    One origin may hold half of the places: a flood from there leaves the others theirs.
+    """
 
     def __init__(self, workers: int, queue_limit: int, seconds_per_item: float = 0.05) -> None:
         self._executor = ThreadPoolExecutor(workers, "password-hash", initializer=_yield_to_everyone)
         self._limit = workers + queue_limit
+        self._limit_of_one = (self._limit + 1) // 2
         self._workers = workers
         self._seconds_per_item = seconds_per_item
         self._held = 0
+        self._held_by: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -107,31 +113,38 @@ class HashPool:
         """How many pieces of work run or wait."""
         return self._held
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run *work* in the pool. Raises Overloaded at once when no place is free."""
-        self._take_place()
+    async def run(self, work: Callable[[], T], origin: str | None = None) -> T:
+        """Run *work*, for *origin* or for the house itself. Raises Overloaded at once when no place is free."""
+        self._take_place(origin)
         try:
             future = self._executor.submit(work)
         except BaseException:
-            self._give_place()
+            self._give_place(origin)
             raise
-        future.add_done_callback(self._give_place)
+        future.add_done_callback(lambda _: self._give_place(origin))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Drop what waits and end the threads."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _take_place(self) -> None:
+    def _take_place(self, origin: str | None) -> None:
         with self._lock:
-            if self._held >= self._limit:
+            held_by_origin = 0 if origin is None else self._held_by[origin]
+            if self._held >= self._limit or held_by_origin >= self._limit_of_one:
                 retry_after = max(1.0, self._held * self._seconds_per_item / self._workers)
                 raise Overloaded("Too many passwords are waiting to be checked: repeat the call later.", retry_after)
             self._held += 1
+            if origin is not None:
+                self._held_by[origin] += 1
 
-    def _give_place(self, _: Future[T] | None = None) -> None:
+    def _give_place(self, origin: str | None) -> None:
         with self._lock:
             self._held -= 1
+            if origin is not None:
+                self._held_by[origin] -= 1
+                if not self._held_by[origin]:
+                    del self._held_by[origin]
 
 
 class PasswordHasher:
@@ -143,16 +156,16 @@ class PasswordHasher:
         self._randomness = randomness
         self._dummy: str | None = None
 
-    async def hash(self, password: bytes) -> str:
+    async def hash(self, password: bytes, origin: str | None = None) -> str:
         """A PHC string with a fresh salt."""
-        return await self._pool.run(lambda: self._hash(password))
+        return await self._pool.run(lambda: self._hash(password), origin)
 
-    async def matches(self, password: bytes, password_hash: str | None) -> bool:
+    async def matches(self, password: bytes, password_hash: str | None, origin: str | None = None) -> bool:
         """Whether *password* has this hash. None (an unknown name) costs the same and never matches."""
         if password_hash is None:
-            await self._pool.run(lambda: _matches(password, self._dummy_hash()))
+            await self._pool.run(lambda: _matches(password, self._dummy_hash()), origin)
             return False
-        return await self._pool.run(lambda: _matches(password, password_hash))
+        return await self._pool.run(lambda: _matches(password, password_hash), origin)
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made at another cost than new ones are."""

@@ -11,14 +11,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from identity_client.tokens.claims import Claims
-from identity_client.trust.entries import Entry, EntryKind
+from identity_client.trust.entries import Batch, Entry, EntryKind
 
+from .audit_events import AuditFilter, AuditPage
+from .audit_seals import Seal, SealedRow, SealHead
 from .grants import (
     Admit,
     BearerRecord,
     Credential,
     CredentialRecord,
     CredentialUse,
+    Derivation,
     GrantKind,
     GrantSnapshot,
     GrantStatus,
@@ -31,6 +34,7 @@ from .grants import (
     SessionRecord,
     TokenStatus,
 )
+from .throttle import Attempt, Reservation
 from .values import (
     EVERY_ACCOUNT,
     Account,
@@ -229,6 +233,12 @@ class BearerStore(Protocol):
 class GrantStore(Protocol):
     """What is common to sessions and credentials: they end, and everything that hangs off them with them."""
 
+    async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
+        """Note that another access token of a grant is issued, on behalf of *act*'s caller; -> all that it grants now.
+
+        Raises TokenRevoked (ended, expired or disabled), TokenOutdated (another generation).
+        """
+
     async def find_secret_hash(self, grant_id: str) -> bytes | None:
         """The hash of the grant's secret, if it has one."""
 
@@ -269,7 +279,7 @@ class Sweeper(Protocol):
 
     async def sweep(self, after: str, limit: int) -> str:
         """Look at *limit* grants after the id *after*; remove those ended or expired for a day, and at most *limit*
-        expired revocations, assertions and requests. -> the id to go on after, "" at the end.
+        expired revocations, assertions, requests and counters of log-ins. -> the id to go on after, "" at the end.
         """
 
 
@@ -291,14 +301,14 @@ class RevocationStore(Protocol):
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         """(version, entry) with versions greater than *version*, in order and without gaps."""
 
-    async def live_entries(self) -> tuple[str, int, list[Entry]]:
-        """(epoch, version, every entry not yet expired, oldest version first), read at one instant."""
+    async def live_entries(self) -> tuple[str, int, list[Batch]]:
+        """(epoch, version, every entry not yet expired, in any order, a few thousand a batch), read at one instant."""
 
 
 class SigningKeyStore(Protocol):
     """The service's own keys."""
 
-    async def add_active(self, key: SigningKeyRecord) -> SigningKeyRecord:
+    async def add_active(self, key: SigningKeyRecord, act: Act) -> SigningKeyRecord:
         """Insert as the active key unless there is one; -> the active key, whoever won."""
 
     async def list_keys(self) -> list[SigningKeyRecord]:
@@ -306,7 +316,58 @@ class SigningKeyStore(Protocol):
 
 
 class AuditStore(Protocol):
-    """The audit log."""
+    """The audit log: what was refused goes in, everything comes out."""
 
-    async def note_refusal(self, action: str, reason: str, name_digest: str, act: Act) -> None:
-        """Record a refused attempt: at most one row per name, origin, reason and minute."""
+    async def note_refusal(
+        self, action: str, reason: str, name_hash: str, act: Act, account_id: str | None = None
+    ) -> None:
+        """Record a refused attempt: at most one row per name, origin, reason and minute, which counts.
+
+        *account_id*: at whose credential it was made, where that is known.
+        """
+
+    async def list_page(self, wanted: AuditFilter, before: int | None, limit: int) -> AuditPage:
+        """At most *limit* events with ids below *before*, the newest first. next_id: give it as *before*."""
+
+    async def read_after(self, wanted: AuditFilter, after: int, limit: int) -> AuditPage:
+        """At most *limit* events with ids above *after*, the oldest first. next_id: give it as *after*; never None."""
+
+    async def newest_id(self) -> int:
+        """The id of the newest event, 0 for none."""
+
+
+class AuditSealStore(Protocol):
+    """The seals of the audit log."""
+
+    async def find_end(self) -> tuple[SealHead | None, Seal | None]:
+        """The head and the newest seal, read at one instant."""
+
+    async def rows_after(self, event_id: int, limit: int) -> list[SealedRow]:
+        """At most *limit* rows after *event_id*, as they are sealed, in order."""
+
+    async def add(self, seal: Seal, head: SealHead | None, new_head: SealHead) -> bool:
+        """Append *seal* where *head* is still the head; whether it was."""
+
+    async def sealed_before(self, removed_through: int, time_ms: int, event_limit: int) -> Seal | None:
+        """The last of the seals next after *removed_through* that are all older than *time_ms* and hold together at
+        most *event_limit* events, or one seal's; None if the next is younger.
+        """
+
+    async def remove_events(self, head: SealHead, new_head: SealHead, last: Seal) -> None:
+        """Remove all events to the end of *last*, where *head* is still the head."""
+
+
+class ThrottleStore(Protocol):
+    """Counts failed log-ins, for every replica together; counts survive a restart."""
+
+    async def reserve(self, attempt: Attempt) -> Reservation:
+        """Count a failure in the place's bucket if the place is known, else in the name's, and in the origin's.
+
+        Raises Throttled, and counts nowhere, where one of them is to wait.
+        """
+
+    async def give_back(self, reservation: Reservation) -> None:
+        """Uncount it. What was counted in the same buckets since stays."""
+
+    async def succeeded(self, reservation: Reservation) -> None:
+        """Uncount it, make the place known and empty its bucket."""

@@ -15,6 +15,7 @@ from identity_client.errors import (
     IdentityError,
     RefreshInvalid,
     RefreshReused,
+    RetryLater,
     SessionEnded,
     SessionExpired,
     StateConflict,
@@ -27,6 +28,7 @@ from .grants import GrantSnapshot, SessionRecord
 from .minting import Issued, Minter
 from .ports import GrantStore, SessionStore
 from .refresh_tokens import RefreshTokens, parse_refresh
+from .refusals import RefusalLog
 from .values import Act, EndReason
 
 _log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Refresher:
         refresh_tokens: RefreshTokens,
         grace: int,
         clock: Clock,
+        refusals: RefusalLog,
     ) -> None:
         self._sessions = sessions
         self._grants = grants
@@ -95,6 +98,7 @@ class Refresher:
         self._refresh_tokens = refresh_tokens
         self._grace = grace
         self._clock = clock
+        self._refusals = refusals
 
     async def refresh(self, raw_token: str, act: Act) -> Issued:
         """Renew. Raises RefreshInvalid, RefreshReused, SessionEnded, SessionExpired, StoreSetBack, TokenTooLarge."""
@@ -106,11 +110,18 @@ class Refresher:
             held = await self._sessions.find(presented.grant_id)
             if held is None or not self._refresh_tokens.is_genuine(presented, held):
                 raise RefreshInvalid()  # a guess: nothing is written, nobody's session ends
-            decision = decide(held, presented.count, self._clock.now())
-            issued = await self._apply(decision, held, act)
+            issued = await self._decided(held, presented.count, act)
             if issued is not None:
                 return issued
         raise StateConflict()
+
+    async def _decided(self, held: SessionRecord, count: int, act: Act) -> Issued | None:
+        try:
+            return await self._apply(decide(held, count, self._clock.now()), held, act)
+        except RetryLater:
+            raise
+        except IdentityError as error:
+            raise await self._refusals.noted(error, "session.refresh", held.grant_id, act, held.account_id) from None
 
     async def _apply(self, decision: Rotate | Repeat | End | Refuse, held: SessionRecord, act: Act) -> Issued | None:
         match decision:

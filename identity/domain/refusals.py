@@ -53,9 +53,16 @@ class RefusalLog:
         self._audit = audit
         self._name_key = name_key
 
-    async def noted(self, error: IdentityError, action: str, name: str, act: Act) -> IdentityError:
-        """*error*, once it stands in the audit log: whoever tries credentials leaves a trace, right ones included."""
+    async def noted(
+        self, error: IdentityError, action: str, name: str, act: Act, account_id: str | None = None
+    ) -> IdentityError:
+        """*error*, once it stands in the audit log: whoever tries credentials leaves a trace, right ones included.
+
+        *name*: what was to be logged in to, "" where the attempt gives no name; *account_id*: whose it is, if anyone's.
+        """
         cause = error.cause if isinstance(error, Rejected) else error.reason
-        digest = hmac.digest(self._name_key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
-        await self._audit.note_refusal(action, cause, digest, act)
+        name_hash = ""
+        if name:
+            name_hash = hmac.digest(self._name_key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+        await self._audit.note_refusal(action, cause, name_hash, act, account_id)
         return error

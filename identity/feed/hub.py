@@ -2,7 +2,8 @@
 
 One task reads the feed from SQL, when the doorbell rings and at least four times a second, applies it to the state and
 hands each stream the change, serialised once. Each second it sends a heartbeat that lets receivers prove that they
-missed nothing. A stream that does not keep up is cut: its peer comes back and resumes.
+missed nothing. A stream that does not keep up is cut: its peer comes back and resumes. One that cannot be resumed gets
+a snapshot, a few streams at a time, and then what changed since; those that wait get a sign of life each second.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable
 
 from identity.domain.ports import RevocationStore
+from identity.feed import events
+from identity.feed.log import Log
+from identity.feed.snapshots import Snapshots
+from identity.feed.subscription import Subscription
 from identity.v1 import trust_pb2
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 from identity_client.tokens.keys import PublicKey
 from identity_client.trust import wire
-from identity_client.trust.entries import Entry
 from identity_client.trust.state import TrustGap, TrustState
 
 _log = logging.getLogger(__name__)
@@ -29,45 +31,11 @@ POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 1.0
 PUBLISH_WAIT_SECONDS = 1.0
 COALESCE_SECONDS = 0.002
+STALL_SECONDS = 10.0
+"""A stream that takes nothing of its snapshot for so long gives its turn to another."""
 
-_READ_LIMIT = 5_000
-_PART_ENTRIES = 2_500  # at 20 bytes each, a part stays below the 64 KiB message limit
-_RESUME_ENTRIES = 100_000
-_QUEUED_EVENTS = 1_000
-
-
-class Subscription:
-    """One stream's queue of serialised events."""
-
-    def __init__(self, opening: Iterable[bytes]) -> None:
-        self._events: asyncio.Queue[bytes] = asyncio.Queue()
-        for event in opening:
-            self._events.put_nowait(event)
-        self._limit = self._events.qsize() + _QUEUED_EVENTS
-        self._is_cut = False
-
-    def put(self, event: bytes) -> None:
-        """Queue an event, or cut the stream when it is too far behind."""
-        if self._is_cut:
-            return
-        if self._events.qsize() >= self._limit:
-            self.cut()
-        else:
-            self._events.put_nowait(event)
-
-    def cut(self) -> None:
-        """End the stream: what waits is dropped, and whoever waits for the next event is told."""
-        self._is_cut = True
-        while not self._events.empty():
-            self._events.get_nowait()
-        self._events.put_nowait(b"")
-
-    async def next(self) -> bytes:
-        """The next event, in order. Raises DependencyDown once the stream was cut."""
-        event = await self._events.get()
-        if self._is_cut:
-            raise DependencyDown("The service ended this stream: open it again with the version you hold.")
-        return event
+_TRANSFERS = 4
+_READ_LIMIT = events.PART_ENTRIES
 
 
 class Hub:
@@ -80,8 +48,10 @@ class Hub:
         self._doorbell = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._subscriptions: set[Subscription] = set()
-        self._recent: deque[tuple[int, Entry]] = deque(maxlen=_RESUME_ENTRIES)
-        self._snapshot: tuple[str, int, list[bytes]] | None = None
+        self._openings: dict[Subscription, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(_TRANSFERS)
+        self._recent = Log()
+        self._snapshots = Snapshots(state, self._recent, clock)
         self._keys_event = b""
         self._read_time = -math.inf
         self._is_ending = False
@@ -98,14 +68,14 @@ class Hub:
     def end_streams(self) -> None:
         """End every stream, and refuse new ones: the service is about to stop, and its peers come back elsewhere."""
         self._is_ending = True
-        for subscription in self._subscriptions:
-            subscription.cut()
+        self._cut_streams()
 
     async def stop(self) -> None:
         """End the tasks; streams end with their RPCs."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._openings.values()]
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
@@ -126,22 +96,37 @@ class Hub:
         """A stream that starts from what its peer holds, or from a snapshot. Raises DependencyDown while stopping."""
         if self._is_ending:
             raise DependencyDown("The service is stopping: open the stream again.")
-        opening = (self._keys_event, *self._opening_events(epoch, version), self._heartbeat())
-        subscription = Subscription(opening)
+        subscription = Subscription([self._keys_event])
         self._subscriptions.add(subscription)
+        if epoch == self.state.epoch and self._recent.holds_since(version):
+            self._join(subscription, version)
+        else:
+            opening = asyncio.create_task(self._open(subscription, epoch, version))
+            self._openings[subscription] = opening
+            opening.add_done_callback(lambda _: self._openings.pop(subscription, None))
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a stream."""
         self._subscriptions.discard(subscription)
+        opening = self._openings.get(subscription)
+        if opening is not None:
+            opening.cancel()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
+        """Read everything anew; streams that follow what was held before are cut."""
         read_time = self._clock.monotonic()
-        epoch, version, entries = await self._store.live_entries()
-        self.state.begin_snapshot(epoch, version, len(entries))
-        self.state.add_snapshot(entries)
+        epoch, version, batches = await self._store.live_entries()
+        self.state.begin_snapshot(epoch, version, sum(map(len, batches)))
+        for batch in batches:
+            self.state.add_snapshot(batch)
+            await asyncio.sleep(0)  # a million entries take a second: in between, others have their turn
+        if self.state.is_arriving:
+            self.state.swap()
+        self._recent.start(version)
+        self._cut_streams()
         self._note_read(read_time)
 
     async def _follow(self) -> None:
@@ -159,18 +144,12 @@ class Hub:
                 _log.warning("the feed cannot be read; peers see the age of the data grow")
             except TrustGap:
                 _log.error("the feed has a gap: it is loaded anew, and every stream with it")
-                await self._start_over()
+                with contextlib.suppress(DependencyDown):  # then the next read finds the gap again
+                    await self._load()
             except Exception:
                 # Whatever it is, following goes on: a hub that stands still would close every guard in a while.
                 _log.exception("the feed could not be followed")
             await asyncio.sleep(COALESCE_SECONDS)  # what is committed meanwhile shares the next message
-
-    async def _start_over(self) -> None:
-        for subscription in self._subscriptions:
-            subscription.cut()
-        self._recent.clear()
-        with contextlib.suppress(DependencyDown):  # then the next read finds the gap again
-            await self._load()
 
     async def _read(self) -> int:
         read_time = self._clock.monotonic()
@@ -178,10 +157,9 @@ class Hub:
         self._note_read(read_time)
         if not changes:
             return 0
-        first, last = changes[0][0], changes[-1][0]
-        self.state.apply(first, last, [entry for _, entry in changes])
+        self.state.apply(changes[0][0], changes[-1][0], [entry for _, entry in changes])
         self._recent.extend(changes)
-        for event in _change_events(changes):
+        for event in events.changes(changes):
             self._send(event)
         async with self._advanced:
             self._advanced.notify_all()
@@ -191,16 +169,70 @@ class Hub:
         self._read_time = read_time
         self.state.touch(self._clock.monotonic() - read_time)
 
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    async def _open(self, subscription: Subscription, epoch: str, version: int) -> None:
+        """Bring a stream to where it can follow: by a snapshot, in its turn, unless reading on is enough."""
+        try:
+            if epoch == self.state.epoch and version > self.state.version:
+                await self._catch_up(version)
+            if epoch != self.state.epoch or not self._recent.holds_since(version):
+                version = await self._transfer(subscription)
+            self._join(subscription, version)
+        except DependencyDown:
+            subscription.cut()
+        except Exception:
+            _log.exception("a stream could not be opened")
+            subscription.cut()
+
+    async def _catch_up(self, version: int) -> None:
+        """A peer comes from another replica, which has read more than we have: read on before it is sent anything.
+
+        Raises DependencyDown where we cannot read: an older snapshot would revive what the peer knows to be revoked.
+        """
+        await self.published(version)
+        if version > self.state.version:
+            if self._data_age() > PUBLISH_WAIT_SECONDS:
+                raise DependencyDown
+            _log.error("a peer holds version %d, the feed ends at %d: SQL was set back", version, self.state.version)
+
+    async def _transfer(self, subscription: Subscription) -> int:
+        """Send a snapshot; -> its version."""
+        async with self._turns:
+            snapshot = await self._snapshots.current()
+            subscription.extend(snapshot.events)
+            await subscription.drained(STALL_SECONDS)
+        return snapshot.version
+
+    def _join(self, subscription: Subscription, version: int) -> None:
+        """What changed since *version*, then everything as it comes: nothing can happen in between."""
+        if not self._recent.holds_since(version):  # changes came faster than the snapshot went
+            subscription.cut()
+            return
+        subscription.extend([*self._recent.events_since(version), self._heartbeat()])
+        subscription.is_live = True
+
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             self._send(self._heartbeat())
+            for subscription in self._subscriptions:
+                if not subscription.is_live and subscription.is_idle:
+                    subscription.put(events.SIGN_OF_LIFE)
 
     def _send(self, event: bytes) -> None:
         for subscription in self._subscriptions:
-            subscription.put(event)
+            if subscription.is_live:
+                subscription.put(event)
+
+    def _cut_streams(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.cut()
+
+    def _data_age(self) -> float:
+        return self._clock.monotonic() - self._read_time
 
     def _heartbeat(self) -> bytes:
         now = self._clock.now()
@@ -212,46 +244,5 @@ class Hub:
         )
         heartbeat.server_time.FromMicroseconds(int(now * 1_000_000))
         heartbeat.expired_through.FromSeconds(self.state.expired_through)
-        heartbeat.data_age.FromMicroseconds(int((self._clock.monotonic() - self._read_time) * 1_000_000))
+        heartbeat.data_age.FromMicroseconds(int(self._data_age() * 1_000_000))
         return trust_pb2.WatchTrustResponse(heartbeat=heartbeat).SerializeToString()
-
-    def _opening_events(self, epoch: str, version: int) -> Iterable[bytes]:
-        if epoch != self.state.epoch or not self._holds_since(version):
-            return self._snapshot_events()
-        return _change_events([change for change in self._recent if change[0] > version])
-
-    def _holds_since(self, version: int) -> bool:
-        if version > self.state.version:
-            _log.error("a peer holds version %d, the feed ends at %d: SQL was set back", version, self.state.version)
-            return False
-        oldest = self._recent[0][0] if self._recent else self.state.version + 1
-        return version >= oldest - 1
-
-    def _snapshot_events(self) -> list[bytes]:
-        state = self.state
-        if self._snapshot is None or self._snapshot[:2] != (state.epoch, state.version):
-            entries = list(state.entries())
-            start = trust_pb2.SnapshotStart(epoch=state.epoch, version=state.version, entry_count=len(entries))
-            parts = [_part_event(part) for part in _split(entries)]
-            events = [trust_pb2.WatchTrustResponse(snapshot_start=start).SerializeToString(), *parts]
-            self._snapshot = (state.epoch, state.version, events)
-        return self._snapshot[2]
-
-
-def _split(entries: list[Entry]) -> Iterable[list[Entry]]:
-    return (entries[at : at + _PART_ENTRIES] for at in range(0, len(entries), _PART_ENTRIES))
-
-
-def _part_event(entries: list[Entry]) -> bytes:
-    return trust_pb2.WatchTrustResponse(snapshot_part=wire.pack(entries)).SerializeToString()
-
-
-def _change_events(changes: list[tuple[int, Entry]]) -> list[bytes]:
-    events = []
-    for at in range(0, len(changes), _PART_ENTRIES):
-        part = changes[at : at + _PART_ENTRIES]
-        message = trust_pb2.RevocationChanges(
-            first_version=part[0][0], last_version=part[-1][0], entries=wire.pack([entry for _, entry in part])
-        )
-        events.append(trust_pb2.WatchTrustResponse(changes=message).SerializeToString())
-    return events

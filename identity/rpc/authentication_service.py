@@ -28,7 +28,6 @@ _FORMS = {
     pb.GRANT_TYPE_ACCESS_TOKEN: Form.ACCESS_TOKEN,
     pb.GRANT_TYPE_SESSION: Form.SESSION,
 }
-_LONGEST_NAME = 128
 
 
 class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
@@ -101,8 +100,10 @@ def _wanted_by_machine(request: pb.AuthenticateRequest) -> Wanted:
 def _audiences(audience: str, audiences: Sequence[str]) -> tuple[str, ...]:
     if audience and audiences:
         raise InvalidRequest("give audience or audiences, not both", "audiences")
-    if len(audiences) > MAXIMUM_AUDIENCES or any(len(name) > _LONGEST_NAME for name in (audience, *audiences)):
-        raise InvalidRequest(f"at most {MAXIMUM_AUDIENCES} names of at most {_LONGEST_NAME} characters", "audience")
+    if len(audiences) > MAXIMUM_AUDIENCES or any(len(name) > convert.MAXIMUM_NAME for name in (audience, *audiences)):
+        raise InvalidRequest(
+            f"at most {MAXIMUM_AUDIENCES} names of at most {convert.MAXIMUM_NAME} characters", "audience"
+        )
     return (audience,) if audience else tuple(audiences)
 
 

@@ -39,7 +39,7 @@ def act_of_anyone(context: _ServicerContext, client_info: authentication_pb2.Cli
 
 def act_of_admin(context: _ServicerContext) -> Act:
     """An act by the authenticated caller; the store confirms the caller in the act's own transaction."""
-    return Act(request_id.get(), origin(context), _caller(current_principal(), "identity.admin"))
+    return _act_of_caller(context, "identity.admin")
 
 
 def act_of_creator(context: _ServicerContext, request: Any, request_ids: RequestIds) -> Act:
@@ -53,7 +53,7 @@ def act_of_creator(context: _ServicerContext, request: Any, request_ids: Request
 
 def act_of_self(context: _ServicerContext) -> Act:
     """An act by the authenticated caller on their own account; confirmed likewise."""
-    return Act(request_id.get(), origin(context), _caller(current_principal(), ""))
+    return _act_of_caller(context, "")
 
 
 def origin(context: _ServicerContext) -> str:
@@ -75,6 +75,11 @@ def certificate_chain(context: _ServicerContext) -> bytes | None:
         for value in shown.get(name, ()):
             return bytes(value)
     return None
+
+
+def _act_of_caller(context: _ServicerContext, required_scope: str) -> Act:
+    caller = _caller(current_principal(), required_scope)
+    return Act(request_id.get(), origin(context), caller, _user_agent(context))
 
 
 def _caller(principal: Principal, required_scope: str) -> Caller:

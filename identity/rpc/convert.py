@@ -9,16 +9,18 @@ from typing import Literal, Protocol
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from identity.domain.introspect import NO_END, Active
+from identity.domain.introspect import Active
 from identity.domain.minting import Issued, OpenedSession
 from identity.domain.texts import check_text
 from identity.domain.values import Account, AccountKind, AccountRef, Standing, TokenIdentity
 from identity.v1 import account_pb2, authentication_pb2, token_pb2, trust_pb2
 from identity_client.errors import InvalidRequest
 from identity_client.principal import BearerKind
+from identity_client.tokens.claims import NO_END
 from identity_client.trust.entries import id_bytes, id_text
 
 MAXIMUM_TEXT_BYTES = 4096
+MAXIMUM_NAME = 128
 MAXIMUM_SCOPES = 64
 MAXIMUM_ROLES = 64
 MAXIMUM_NOTE_CHARACTERS = 256
@@ -180,6 +182,7 @@ def introspection(active: Active | None) -> token_pb2.IntrospectResponse:
         authentication_methods=claims.authentication_methods,
         certificate_thumbprint=claims.certificate_thumbprint,
         key_id=claims.key_id,
+        actors=claims.actors,
     )
     if claims.expire_time != NO_END:
         message.expire_time.CopyFrom(timestamp(claims.expire_time))

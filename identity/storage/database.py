@@ -16,6 +16,7 @@ from identity.storage.access import Access
 from identity.storage.readers import THREADS, Readers
 from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
+from identity.storage.sql.audit_seals import SqlAuditSealStore
 from identity.storage.sql.credentials import SqlCredentialStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.revocations import SqlRevocationStore
@@ -24,6 +25,7 @@ from identity.storage.sql.session_selection import SqlSessionSelection
 from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
+from identity.storage.sql.throttle import SqlThrottleStore
 from identity.storage.tables import feed_head
 from identity.storage.writer import Writer
 from identity_client.clock import Clock
@@ -56,6 +58,8 @@ class Stores:
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
         self.audit = SqlAuditStore(access, clock)
+        self.throttle = SqlThrottleStore(access)
+        self.audit_seals = SqlAuditSealStore(access)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         """Have *ring* called, on the event loop, whenever this process has committed a revocation."""
@@ -81,7 +85,7 @@ async def open_stores(url: str, clock: Clock) -> Stores:
 def migrate(engine: Engine) -> None:
     """Bring the schema to REVISION; loads Alembic, which is slow to import, only where there is something to do."""
     with engine.begin() as connection:
-        if _revision(connection) != REVISION:
+        if find_revision(connection) != REVISION:
             from alembic import command
             from alembic.config import Config
 
@@ -93,7 +97,8 @@ def migrate(engine: Engine) -> None:
             connection.execute(insert(feed_head).values(id=1, epoch=secrets.token_hex(8), version=0))
 
 
-def _revision(connection: Connection) -> str | None:
+def find_revision(connection: Connection) -> str | None:
+    """The newest migration that the database has seen, None for an empty one."""
     if not connection.dialect.has_table(connection, "alembic_version"):
         return None
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

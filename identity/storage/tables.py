@@ -102,7 +102,7 @@ Index(
 used_assertions = Table(
     "used_assertions",
     metadata,
-    Column("grant_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),  # the key's thumbprint: a key that is registered anew remembers
     Column("assertion_hash", LargeBinary, primary_key=True),  # SHA-256 of the claim jti
     Column("expire_time", BigInteger, nullable=False),  # from then on the assertion is refused as expired
     Index("used_assertions_by_expiry", "expire_time"),
@@ -161,10 +161,71 @@ audit_events = Table(
     Column("outcome", Text, nullable=False),  # ok, or the reason of the refusal
     Column("account_id", Text),  # whom it concerns
     Column("grant_id", Text),
-    Column("caller_account_id", Text),  # who did it, where that is another
+    Column("caller_account_id", Text),  # who did it, where a call says who calls
     Column("caller_grant_id", Text),
-    Column("origin", Text, nullable=False),
+    Column("subject", Text, nullable=False),  # what else it concerns: a role's name, a key's id
     Column("request_id", Text, nullable=False),
+    Column("personal_hash", LargeBinary, nullable=False),  # of the row in audit_personal, with its salt
+    sqlite_autoincrement=True,  # a number is never given twice: that the last rows were cut off shows
+)
+Index("audit_events_by_account", audit_events.c.account_id, sqlite_where=audit_events.c.account_id.is_not(None))
+Index(
+    "audit_events_by_caller",
+    audit_events.c.caller_account_id,
+    sqlite_where=audit_events.c.caller_account_id.is_not(None),
+)
+
+audit_personal = Table(
+    "audit_personal",
+    metadata,
+    Column("event_id", Integer, primary_key=True, autoincrement=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("user_agent", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Column("name_hash", Text, nullable=False),  # keyed hash of the name that a refused attempt gave
+    # Of a refused attempt, and outside the hash and the seals:
     Column("refusal_key", Text, unique=True),  # one row per name, origin, reason and minute
+    Column("attempt_count", BigInteger, nullable=False),  # there were at least so many
+)
+Index("audit_personal_by_name_hash", audit_personal.c.name_hash, sqlite_where=audit_personal.c.refusal_key.is_not(None))
+
+audit_seals = Table(
+    "audit_seals",
+    metadata,
+    Column("seal_number", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3: two cannot seal one range
+    Column("first_event_id", BigInteger, nullable=False, unique=True),
+    Column("last_event_id", BigInteger, nullable=False, unique=True),
+    Column("event_count", BigInteger, nullable=False),
+    Column("events_digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seal_number", BigInteger, nullable=False),  # the newest
+    Column("removed_through", BigInteger, nullable=False),  # the newest seal whose events were removed for their age
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Failed log-ins: who is counted is named by keyed hashes alone. Times are Unix milliseconds.
+throttle_buckets = Table(
+    "throttle_buckets",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("drained_ms", BigInteger, nullable=False),  # when all of its failures are forgotten
+    Column("next_ms", BigInteger, nullable=False),  # when the next attempt is due
+    Index("throttle_buckets_by_time", "drained_ms"),
+)
+
+known_places = Table(
+    "known_places",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),  # a name at an origin where its owner logged in lately
+    Column("expire_time", BigInteger, nullable=False),
+    Index("known_places_by_expiry", "expire_time"),
 )

@@ -55,8 +55,10 @@ class AuthenticationServiceServicer(object):
         """Checks one credential and issues what grant_type asks for. Public.
 
         Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
-        has the cause. A password that must be changed gives a challenge and nothing else. Also answers
-        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+        has the cause. After too many failures for a name or from an address, passwords are answered
+        THROTTLED, unseen, whether or not the account exists; sessions and machines go on. A password
+        that must be changed gives a challenge and nothing else. Also answers INVALID_FIELD,
+        UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
         identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,8 +37,10 @@ class AuthenticationServiceStub:
     """Checks one credential and issues what grant_type asks for. Public.
 
     Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
-    has the cause. A password that must be changed gives a challenge and nothing else. Also answers
-    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+    has the cause. After too many failures for a name or from an address, passwords are answered
+    THROTTLED, unseen, whether or not the account exists; sessions and machines go on. A password
+    that must be changed gives a challenge and nothing else. Also answers INVALID_FIELD,
+    UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
     identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_authentication_pb2.ChangePasswordRequest, _authentication_pb2.ChangePasswordResponse]
@@ -58,8 +60,10 @@ class AuthenticationServiceAsyncStub(AuthenticationServiceStub):
     """Checks one credential and issues what grant_type asks for. Public.
 
     Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
-    has the cause. A password that must be changed gives a challenge and nothing else. Also answers
-    INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+    has the cause. After too many failures for a name or from an address, passwords are answered
+    THROTTLED, unseen, whether or not the account exists; sessions and machines go on. A password
+    that must be changed gives a challenge and nothing else. Also answers INVALID_FIELD,
+    UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
     identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_authentication_pb2.ChangePasswordRequest, _authentication_pb2.ChangePasswordResponse]  # type: ignore[assignment]
@@ -82,8 +86,10 @@ class AuthenticationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Checks one credential and issues what grant_type asks for. Public.
 
         Every failed check of a credential gives BAD_CREDENTIALS, alike in bytes and cost; the audit log
-        has the cause. A password that must be changed gives a challenge and nothing else. Also answers
-        INVALID_FIELD, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
+        has the cause. After too many failures for a name or from an address, passwords are answered
+        THROTTLED, unseen, whether or not the account exists; sessions and machines go on. A password
+        that must be changed gives a challenge and nothing else. Also answers INVALID_FIELD,
+        UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, PERMISSION_MISSING (an ip_address without
         identity.forward), TOKEN_TOO_LARGE, OVERLOADED, DEPENDENCY_DOWN.
         """
 

@@ -98,6 +98,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the public key or certificate name belongs to a live credential already."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED: more work of this kind is waiting than can be done soon; RetryInfo says when."""
+    ERROR_REASON_THROTTLED: _ErrorReason.ValueType  # 71
+    """RESOURCE_EXHAUSTED: too many log-ins failed for this name or from this address, whether or not the
+    account exists; RetryInfo says when to repeat.
+    """
     ERROR_REASON_SECRET_ALREADY_SHOWN: _ErrorReason.ValueType  # 72
     """ALREADY_EXISTS: the request with this request_id was done before, and its secret was shown then;
     the metadata's resource_id names what was created. If the answer was lost, revoke that and create
@@ -195,6 +199,10 @@ ERROR_REASON_CREDENTIAL_ALREADY_EXISTS: ErrorReason.ValueType  # 69
 """ALREADY_EXISTS: the public key or certificate name belongs to a live credential already."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED: more work of this kind is waiting than can be done soon; RetryInfo says when."""
+ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 71
+"""RESOURCE_EXHAUSTED: too many log-ins failed for this name or from this address, whether or not the
+account exists; RetryInfo says when to repeat.
+"""
 ERROR_REASON_SECRET_ALREADY_SHOWN: ErrorReason.ValueType  # 72
 """ALREADY_EXISTS: the request with this request_id was done before, and its secret was shown then;
 the metadata's resource_id names what was created. If the answer was lost, revoke that and create

@@ -27,7 +27,7 @@ from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 from identity.v1 import authentication_pb2 as identity_dot_v1_dot_authentication__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17identity/v1/token.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\x1a identity/v1/authentication.proto\",\n\x0eRefreshRequest\x12\x1a\n\rrefresh_token\x18\x01 \x01(\tB\x03\x80\x01\x01\"8\n\x0fRefreshResponse\x12%\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.identity.v1.TokenSet\"#\n\rRevokeRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x10\n\x0eRevokeResponse\"\'\n\x11IntrospectRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\xdc\x03\n\x12IntrospectResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x10\n\x08grant_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x10\n\x08\x61udience\x18\x06 \x01(\t\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\r\n\x05roles\x18\x08 \x03(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x61uthentication_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x0c \x01(\x0e\x32\x16.identity.v1.TokenKind\x12\x12\n\ngeneration\x18\r \x01(\x03\x12\x16\n\x0epolicy_version\x18\x0e \x01(\x03\x12\x1e\n\x16\x61uthentication_methods\x18\x0f \x03(\t\x12\x1e\n\x16\x63\x65rtificate_thumbprint\x18\x10 \x01(\t\x12\x0e\n\x06key_id\x18\x11 \x01(\t\"-\n\x16\x42\x61tchIntrospectRequest\x12\x13\n\x06tokens\x18\x01 \x03(\tB\x03\x80\x01\x01\"K\n\x17\x42\x61tchIntrospectResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.identity.v1.IntrospectResponse*t\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TOKEN_KIND_ACCESS_TOKEN\x10\x01\x12\x16\n\x12TOKEN_KIND_SESSION\x10\x02\x12\x16\n\x12TOKEN_KIND_API_KEY\x10\x03\x32\x8a\x03\n\x0cTokenService\x12L\n\x07Refresh\x12\x1b.identity.v1.RefreshRequest\x1a\x1c.identity.v1.RefreshResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12I\n\x06Revoke\x12\x1a.identity.v1.RevokeRequest\x1a\x1b.identity.v1.RevokeResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12h\n\nIntrospect\x12\x1e.identity.v1.IntrospectRequest\x1a\x1f.identity.v1.IntrospectResponse\"\x19\xba\xd7\x18\x15\x12\x13identity.introspect\x12w\n\x0f\x42\x61tchIntrospect\x12#.identity.v1.BatchIntrospectRequest\x1a$.identity.v1.BatchIntrospectResponse\"\x19\xba\xd7\x18\x15\x12\x13identity.introspectb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17identity/v1/token.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\x1a identity/v1/authentication.proto\",\n\x0eRefreshRequest\x12\x1a\n\rrefresh_token\x18\x01 \x01(\tB\x03\x80\x01\x01\"8\n\x0fRefreshResponse\x12%\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.identity.v1.TokenSet\"#\n\rRevokeRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x10\n\x0eRevokeResponse\"O\n\x0f\x45xchangeRequest\x12\x1a\n\rsubject_token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08\x61udience\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\"<\n\x10\x45xchangeResponse\x12(\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0b\x32\x18.identity.v1.AccessGrant\"\'\n\x11IntrospectRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\xec\x03\n\x12IntrospectResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x10\n\x08grant_id\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x10\n\x08\x61udience\x18\x06 \x01(\t\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\r\n\x05roles\x18\x08 \x03(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x61uthentication_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04kind\x18\x0c \x01(\x0e\x32\x16.identity.v1.TokenKind\x12\x12\n\ngeneration\x18\r \x01(\x03\x12\x16\n\x0epolicy_version\x18\x0e \x01(\x03\x12\x1e\n\x16\x61uthentication_methods\x18\x0f \x03(\t\x12\x1e\n\x16\x63\x65rtificate_thumbprint\x18\x10 \x01(\t\x12\x0e\n\x06key_id\x18\x11 \x01(\t\x12\x0e\n\x06\x61\x63tors\x18\x12 \x03(\t\"-\n\x16\x42\x61tchIntrospectRequest\x12\x13\n\x06tokens\x18\x01 \x03(\tB\x03\x80\x01\x01\"K\n\x17\x42\x61tchIntrospectResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.identity.v1.IntrospectResponse*t\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TOKEN_KIND_ACCESS_TOKEN\x10\x01\x12\x16\n\x12TOKEN_KIND_SESSION\x10\x02\x12\x16\n\x12TOKEN_KIND_API_KEY\x10\x03\x32\xdb\x03\n\x0cTokenService\x12L\n\x07Refresh\x12\x1b.identity.v1.RefreshRequest\x1a\x1c.identity.v1.RefreshResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12I\n\x06Revoke\x12\x1a.identity.v1.RevokeRequest\x1a\x1b.identity.v1.RevokeResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12O\n\x08\x45xchange\x12\x1c.identity.v1.ExchangeRequest\x1a\x1d.identity.v1.ExchangeResponse\"\x06\xba\xd7\x18\x02 \x02\x12h\n\nIntrospect\x12\x1e.identity.v1.IntrospectRequest\x1a\x1f.identity.v1.IntrospectResponse\"\x19\xba\xd7\x18\x15\x12\x13identity.introspect\x12w\n\x0f\x42\x61tchIntrospect\x12#.identity.v1.BatchIntrospectRequest\x1a$.identity.v1.BatchIntrospectResponse\"\x19\xba\xd7\x18\x15\x12\x13identity.introspectb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFRESHREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001'
   _globals['_REVOKEREQUEST'].fields_by_name['token']._loaded_options = None
   _globals['_REVOKEREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
+  _globals['_EXCHANGEREQUEST'].fields_by_name['subject_token']._loaded_options = None
+  _globals['_EXCHANGEREQUEST'].fields_by_name['subject_token']._serialized_options = b'\200\001\001'
   _globals['_INTROSPECTREQUEST'].fields_by_name['token']._loaded_options = None
   _globals['_INTROSPECTREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
   _globals['_BATCHINTROSPECTREQUEST'].fields_by_name['tokens']._loaded_options = None
@@ -46,12 +48,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSERVICE'].methods_by_name['Refresh']._serialized_options = b'\272\327\030\002\010\001'
   _globals['_TOKENSERVICE'].methods_by_name['Revoke']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['Revoke']._serialized_options = b'\272\327\030\002\010\001'
+  _globals['_TOKENSERVICE'].methods_by_name['Exchange']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['Exchange']._serialized_options = b'\272\327\030\002 \002'
   _globals['_TOKENSERVICE'].methods_by_name['Introspect']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['Introspect']._serialized_options = b'\272\327\030\025\022\023identity.introspect'
   _globals['_TOKENSERVICE'].methods_by_name['BatchIntrospect']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['BatchIntrospect']._serialized_options = b'\272\327\030\025\022\023identity.introspect'
-  _globals['_TOKENKIND']._serialized_start=936
-  _globals['_TOKENKIND']._serialized_end=1052
+  _globals['_TOKENKIND']._serialized_start=1095
+  _globals['_TOKENKIND']._serialized_end=1211
   _globals['_REFRESHREQUEST']._serialized_start=133
   _globals['_REFRESHREQUEST']._serialized_end=177
   _globals['_REFRESHRESPONSE']._serialized_start=179
@@ -60,14 +64,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEREQUEST']._serialized_end=272
   _globals['_REVOKERESPONSE']._serialized_start=274
   _globals['_REVOKERESPONSE']._serialized_end=290
-  _globals['_INTROSPECTREQUEST']._serialized_start=292
-  _globals['_INTROSPECTREQUEST']._serialized_end=331
-  _globals['_INTROSPECTRESPONSE']._serialized_start=334
-  _globals['_INTROSPECTRESPONSE']._serialized_end=810
-  _globals['_BATCHINTROSPECTREQUEST']._serialized_start=812
-  _globals['_BATCHINTROSPECTREQUEST']._serialized_end=857
-  _globals['_BATCHINTROSPECTRESPONSE']._serialized_start=859
-  _globals['_BATCHINTROSPECTRESPONSE']._serialized_end=934
-  _globals['_TOKENSERVICE']._serialized_start=1055
-  _globals['_TOKENSERVICE']._serialized_end=1449
+  _globals['_EXCHANGEREQUEST']._serialized_start=292
+  _globals['_EXCHANGEREQUEST']._serialized_end=371
+  _globals['_EXCHANGERESPONSE']._serialized_start=373
+  _globals['_EXCHANGERESPONSE']._serialized_end=433
+  _globals['_INTROSPECTREQUEST']._serialized_start=435
+  _globals['_INTROSPECTREQUEST']._serialized_end=474
+  _globals['_INTROSPECTRESPONSE']._serialized_start=477
+  _globals['_INTROSPECTRESPONSE']._serialized_end=969
+  _globals['_BATCHINTROSPECTREQUEST']._serialized_start=971
+  _globals['_BATCHINTROSPECTREQUEST']._serialized_end=1016
+  _globals['_BATCHINTROSPECTRESPONSE']._serialized_start=1018
+  _globals['_BATCHINTROSPECTRESPONSE']._serialized_end=1093
+  _globals['_TOKENSERVICE']._serialized_start=1214
+  _globals['_TOKENSERVICE']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

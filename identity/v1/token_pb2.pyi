@@ -135,6 +135,62 @@ class RevokeResponse(_message.Message):
 Global___RevokeResponse: _TypeAlias = RevokeResponse  # noqa: Y015
 
 @_typing.final
+class ExchangeRequest(_message.Message):
+    """Request of Exchange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_TOKEN_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    subject_token: _builtins.str
+    """The text to exchange: an access token, session token or API key for bearer use."""
+    audience: _builtins.str
+    """The service or group that the new token is for; empty means the configured default group."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes of the new token, a subset of the old one's; empty means all of them."""
+
+    def __init__(
+        self,
+        *,
+        subject_token: _builtins.str = ...,
+        audience: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "scopes", b"scopes", "subject_token", b"subject_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
+
+@_typing.final
+class ExchangeResponse(_message.Message):
+    """Response of Exchange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def access(self) -> _authentication_pb2.AccessGrant:
+        """The new access token."""
+
+    def __init__(
+        self,
+        *,
+        access: _authentication_pb2.AccessGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
+
+@_typing.final
 class IntrospectRequest(_message.Message):
     """Request of Introspect."""
 
@@ -179,6 +235,7 @@ class IntrospectResponse(_message.Message):
     AUTHENTICATION_METHODS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_THUMBPRINT_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    ACTORS_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether the token would be accepted by the caller now."""
     token_id: _builtins.str
@@ -227,6 +284,10 @@ class IntrospectResponse(_message.Message):
     def authentication_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """How the user proved who they are, the claim amr."""
 
+    @_builtins.property
+    def actors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The accounts that act for this one, the nearest first, the claim act (RFC 8693)."""
+
     def __init__(
         self,
         *,
@@ -247,10 +308,11 @@ class IntrospectResponse(_message.Message):
         authentication_methods: _abc.Iterable[_builtins.str] | None = ...,
         certificate_thumbprint: _builtins.str = ...,
         key_id: _builtins.str = ...,
+        actors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["authentication_time", b"authentication_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "audience", b"audience", "authentication_methods", b"authentication_methods", "authentication_time", b"authentication_time", "certificate_thumbprint", b"certificate_thumbprint", "client_id", b"client_id", "expire_time", b"expire_time", "generation", b"generation", "grant_id", b"grant_id", "issue_time", b"issue_time", "key_id", b"key_id", "kind", b"kind", "policy_version", b"policy_version", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "actors", b"actors", "audience", b"audience", "authentication_methods", b"authentication_methods", "authentication_time", b"authentication_time", "certificate_thumbprint", b"certificate_thumbprint", "client_id", b"client_id", "expire_time", b"expire_time", "generation", b"generation", "grant_id", b"grant_id", "issue_time", b"issue_time", "key_id", b"key_id", "kind", b"kind", "policy_version", b"policy_version", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class TokenServiceStub(object):
                 request_serializer=identity_dot_v1_dot_token__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=identity_dot_v1_dot_token__pb2.RevokeResponse.FromString,
                 _registered_method=True)
+        self.Exchange = channel.unary_unary(
+                '/identity.v1.TokenService/Exchange',
+                request_serializer=identity_dot_v1_dot_token__pb2.ExchangeRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_token__pb2.ExchangeResponse.FromString,
+                _registered_method=True)
         self.Introspect = channel.unary_unary(
                 '/identity.v1.TokenService/Introspect',
                 request_serializer=identity_dot_v1_dot_token__pb2.IntrospectRequest.SerializeToString,
@@ -84,6 +89,21 @@ class TokenServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Exchange(self, request, context):
+        """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
+        access token, sent along, says who acts.
+
+        A service with identity.exchange exchanges what it received: a text that is meant for it or one
+        of its groups. The new token has no scope that the old one lacks, expires no later, falls with the
+        same grant, and names the service as its actor, before the actors of the old one. Anyone else may
+        exchange a token of their own that is meant for this service. Answers INVALID_FIELD,
+        TOKEN_MALFORMED, PERMISSION_MISSING, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, TOKEN_OUTDATED,
+        TOKEN_REVOKED, TOKEN_TOO_LARGE, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Introspect(self, request, context):
         """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
@@ -116,6 +136,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=identity_dot_v1_dot_token__pb2.RevokeRequest.FromString,
                     response_serializer=identity_dot_v1_dot_token__pb2.RevokeResponse.SerializeToString,
+            ),
+            'Exchange': grpc.unary_unary_rpc_method_handler(
+                    servicer.Exchange,
+                    request_deserializer=identity_dot_v1_dot_token__pb2.ExchangeRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_token__pb2.ExchangeResponse.SerializeToString,
             ),
             'Introspect': grpc.unary_unary_rpc_method_handler(
                     servicer.Introspect,
@@ -183,6 +208,33 @@ class TokenService(object):
             '/identity.v1.TokenService/Revoke',
             identity_dot_v1_dot_token__pb2.RevokeRequest.SerializeToString,
             identity_dot_v1_dot_token__pb2.RevokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Exchange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.TokenService/Exchange',
+            identity_dot_v1_dot_token__pb2.ExchangeRequest.SerializeToString,
+            identity_dot_v1_dot_token__pb2.ExchangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,17 @@ class TokenServiceStub:
     grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
     are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
     """
+    Exchange: _grpc.UnaryUnaryMultiCallable[_token_pb2.ExchangeRequest, _token_pb2.ExchangeResponse]
+    """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
+    access token, sent along, says who acts.
+
+    A service with identity.exchange exchanges what it received: a text that is meant for it or one
+    of its groups. The new token has no scope that the old one lacks, expires no later, falls with the
+    same grant, and names the service as its actor, before the actors of the old one. Anyone else may
+    exchange a token of their own that is meant for this service. Answers INVALID_FIELD,
+    TOKEN_MALFORMED, PERMISSION_MISSING, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, TOKEN_OUTDATED,
+    TOKEN_REVOKED, TOKEN_TOO_LARGE, DEPENDENCY_DOWN.
+    """
     Introspect: _grpc.UnaryUnaryMultiCallable[_token_pb2.IntrospectRequest, _token_pb2.IntrospectResponse]
     """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
 
@@ -80,6 +91,17 @@ class TokenServiceAsyncStub(TokenServiceStub):
     An access token falls alone; a refresh token, session token, API key or client secret ends the
     grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
     are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    """
+    Exchange: _aio.UnaryUnaryMultiCallable[_token_pb2.ExchangeRequest, _token_pb2.ExchangeResponse]  # type: ignore[assignment]
+    """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
+    access token, sent along, says who acts.
+
+    A service with identity.exchange exchanges what it received: a text that is meant for it or one
+    of its groups. The new token has no scope that the old one lacks, expires no later, falls with the
+    same grant, and names the service as its actor, before the actors of the old one. Anyone else may
+    exchange a token of their own that is meant for this service. Answers INVALID_FIELD,
+    TOKEN_MALFORMED, PERMISSION_MISSING, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, TOKEN_OUTDATED,
+    TOKEN_REVOKED, TOKEN_TOO_LARGE, DEPENDENCY_DOWN.
     """
     Introspect: _aio.UnaryUnaryMultiCallable[_token_pb2.IntrospectRequest, _token_pb2.IntrospectResponse]  # type: ignore[assignment]
     """Says whether a bearer text is active and what it carries (RFC 7662). Needs identity.introspect.
@@ -122,6 +144,23 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         An access token falls alone; a refresh token, session token, API key or client secret ends the
         grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
         are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def Exchange(
+        self,
+        request: _token_pb2.ExchangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_pb2.ExchangeResponse, _abc.Awaitable[_token_pb2.ExchangeResponse]]:
+        """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
+        access token, sent along, says who acts.
+
+        A service with identity.exchange exchanges what it received: a text that is meant for it or one
+        of its groups. The new token has no scope that the old one lacks, expires no later, falls with the
+        same grant, and names the service as its actor, before the actors of the old one. Anyone else may
+        exchange a token of their own that is meant for this service. Answers INVALID_FIELD,
+        TOKEN_MALFORMED, PERMISSION_MISSING, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED, TOKEN_OUTDATED,
+        TOKEN_REVOKED, TOKEN_TOO_LARGE, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

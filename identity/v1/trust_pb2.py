@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17identity/v1/trust.proto\x12\x0bidentity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\x10\n\x0eGetKeysRequest\"7\n\x0fGetKeysResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.identity.v1.KeySet\">\n\x06KeySet\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12$\n\x04keys\x18\x02 \x03(\x0b\x32\x16.identity.v1.PublicKey\"1\n\tPublicKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\t\x12\t\n\x01y\x18\x03 \x01(\t\"3\n\x11WatchTrustRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x91\x02\n\x12WatchTrustResponse\x12#\n\x04keys\x18\x01 \x01(\x0b\x32\x13.identity.v1.KeySetH\x00\x12\x34\n\x0esnapshot_start\x18\x02 \x01(\x0b\x32\x1a.identity.v1.SnapshotStartH\x00\x12\x37\n\rsnapshot_part\x18\x03 \x01(\x0b\x32\x1e.identity.v1.RevocationEntriesH\x00\x12\x31\n\x07\x63hanges\x18\x04 \x01(\x0b\x32\x1e.identity.v1.RevocationChangesH\x00\x12+\n\theartbeat\x18\x05 \x01(\x0b\x32\x16.identity.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"D\n\rSnapshotStart\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x65ntry_count\x18\x03 \x01(\x03\"\xba\x01\n\x11RevocationEntries\x12\x15\n\rtoken_records\x18\x01 \x01(\x0c\x12\x15\n\rgrant_records\x18\x02 \x01(\x0c\x12+\n\x08\x61\x63\x63ounts\x18\x03 \x03(\x0b\x32\x19.identity.v1.AccountEntry\x12%\n\x05roles\x18\x04 \x03(\x0b\x32\x16.identity.v1.RoleEntry\x12#\n\x04keys\x18\x05 \x03(\x0b\x32\x15.identity.v1.KeyEntry\"o\n\x0c\x41\x63\x63ountEntry\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x1a\n\x12minimum_generation\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\tRoleEntry\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x1e\n\x16minimum_policy_version\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x08KeyEntry\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"q\n\x11RevocationChanges\x12\x15\n\rfirst_version\x18\x01 \x01(\x03\x12\x14\n\x0clast_version\x18\x02 \x01(\x03\x12/\n\x07\x65ntries\x18\x03 \x01(\x0b\x32\x1e.identity.v1.RevocationEntries\"\xe3\x01\n\tHeartbeat\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65xpired_through\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65ntry_count\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12+\n\x08\x64\x61ta_age\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x16\x43heckRevocationRequest\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.identity.v1.TokenIdentity\"\x92\x01\n\rTokenIdentity\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\r\n\x05roles\x18\x07 \x03(\t\"H\n\x17\x43heckRevocationResponse\x12-\n\tstandings\x18\x01 \x03(\x0e\x32\x1a.identity.v1.TokenStanding*\x81\x01\n\rTokenStanding\x12\x1e\n\x1aTOKEN_STANDING_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_STANDING_LIVE\x10\x01\x12\x1a\n\x16TOKEN_STANDING_REVOKED\x10\x02\x12\x1b\n\x17TOKEN_STANDING_OUTDATED\x10\x03\x32\xb7\x02\n\x0cTrustService\x12L\n\x07GetKeys\x12\x1b.identity.v1.GetKeysRequest\x1a\x1c.identity.v1.GetKeysResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12\x65\n\nWatchTrust\x12\x1e.identity.v1.WatchTrustRequest\x1a\x1f.identity.v1.WatchTrustResponse\"\x14\xba\xd7\x18\x10\x12\x0eidentity.watch0\x01\x12r\n\x0f\x43heckRevocation\x12#.identity.v1.CheckRevocationRequest\x1a$.identity.v1.CheckRevocationResponse\"\x14\xba\xd7\x18\x10\x12\x0eidentity.watchb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17identity/v1/trust.proto\x12\x0bidentity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\x10\n\x0eGetKeysRequest\"7\n\x0fGetKeysResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.identity.v1.KeySet\">\n\x06KeySet\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12$\n\x04keys\x18\x02 \x03(\x0b\x32\x16.identity.v1.PublicKey\"1\n\tPublicKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\t\x12\t\n\x01y\x18\x03 \x01(\t\"3\n\x11WatchTrustRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x91\x02\n\x12WatchTrustResponse\x12#\n\x04keys\x18\x01 \x01(\x0b\x32\x13.identity.v1.KeySetH\x00\x12\x34\n\x0esnapshot_start\x18\x02 \x01(\x0b\x32\x1a.identity.v1.SnapshotStartH\x00\x12\x37\n\rsnapshot_part\x18\x03 \x01(\x0b\x32\x1e.identity.v1.RevocationEntriesH\x00\x12\x31\n\x07\x63hanges\x18\x04 \x01(\x0b\x32\x1e.identity.v1.RevocationChangesH\x00\x12+\n\theartbeat\x18\x05 \x01(\x0b\x32\x16.identity.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"T\n\rSnapshotStart\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x65ntry_count\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\xba\x01\n\x11RevocationEntries\x12\x15\n\rtoken_records\x18\x01 \x01(\x0c\x12\x15\n\rgrant_records\x18\x02 \x01(\x0c\x12+\n\x08\x61\x63\x63ounts\x18\x03 \x03(\x0b\x32\x19.identity.v1.AccountEntry\x12%\n\x05roles\x18\x04 \x03(\x0b\x32\x16.identity.v1.RoleEntry\x12#\n\x04keys\x18\x05 \x03(\x0b\x32\x15.identity.v1.KeyEntry\"o\n\x0c\x41\x63\x63ountEntry\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x1a\n\x12minimum_generation\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\tRoleEntry\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x1e\n\x16minimum_policy_version\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x08KeyEntry\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"q\n\x11RevocationChanges\x12\x15\n\rfirst_version\x18\x01 \x01(\x03\x12\x14\n\x0clast_version\x18\x02 \x01(\x03\x12/\n\x07\x65ntries\x18\x03 \x01(\x0b\x32\x1e.identity.v1.RevocationEntries\"\xe3\x01\n\tHeartbeat\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65xpired_through\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65ntry_count\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12+\n\x08\x64\x61ta_age\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x16\x43heckRevocationRequest\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.identity.v1.TokenIdentity\"\x92\x01\n\rTokenIdentity\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\r\n\x05roles\x18\x07 \x03(\t\"H\n\x17\x43heckRevocationResponse\x12-\n\tstandings\x18\x01 \x03(\x0e\x32\x1a.identity.v1.TokenStanding*\x81\x01\n\rTokenStanding\x12\x1e\n\x1aTOKEN_STANDING_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_STANDING_LIVE\x10\x01\x12\x1a\n\x16TOKEN_STANDING_REVOKED\x10\x02\x12\x1b\n\x17TOKEN_STANDING_OUTDATED\x10\x03\x32\xb7\x02\n\x0cTrustService\x12L\n\x07GetKeys\x12\x1b.identity.v1.GetKeysRequest\x1a\x1c.identity.v1.GetKeysResponse\"\x06\xba\xd7\x18\x02\x08\x01\x12\x65\n\nWatchTrust\x12\x1e.identity.v1.WatchTrustRequest\x1a\x1f.identity.v1.WatchTrustResponse\"\x14\xba\xd7\x18\x10\x12\x0eidentity.watch0\x01\x12r\n\x0f\x43heckRevocation\x12#.identity.v1.CheckRevocationRequest\x1a$.identity.v1.CheckRevocationResponse\"\x14\xba\xd7\x18\x10\x12\x0eidentity.watchb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRUSTSERVICE'].methods_by_name['WatchTrust']._serialized_options = b'\272\327\030\020\022\016identity.watch'
   _globals['_TRUSTSERVICE'].methods_by_name['CheckRevocation']._loaded_options = None
   _globals['_TRUSTSERVICE'].methods_by_name['CheckRevocation']._serialized_options = b'\272\327\030\020\022\016identity.watch'
-  _globals['_TOKENSTANDING']._serialized_start=1846
-  _globals['_TOKENSTANDING']._serialized_end=1975
+  _globals['_TOKENSTANDING']._serialized_start=1862
+  _globals['_TOKENSTANDING']._serialized_end=1991
   _globals['_GETKEYSREQUEST']._serialized_start=131
   _globals['_GETKEYSREQUEST']._serialized_end=147
   _globals['_GETKEYSRESPONSE']._serialized_start=149
@@ -55,25 +55,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTRUSTRESPONSE']._serialized_start=375
   _globals['_WATCHTRUSTRESPONSE']._serialized_end=648
   _globals['_SNAPSHOTSTART']._serialized_start=650
-  _globals['_SNAPSHOTSTART']._serialized_end=718
-  _globals['_REVOCATIONENTRIES']._serialized_start=721
-  _globals['_REVOCATIONENTRIES']._serialized_end=907
-  _globals['_ACCOUNTENTRY']._serialized_start=909
-  _globals['_ACCOUNTENTRY']._serialized_end=1020
-  _globals['_ROLEENTRY']._serialized_start=1022
-  _globals['_ROLEENTRY']._serialized_end=1128
-  _globals['_KEYENTRY']._serialized_start=1130
-  _globals['_KEYENTRY']._serialized_end=1205
-  _globals['_REVOCATIONCHANGES']._serialized_start=1207
-  _globals['_REVOCATIONCHANGES']._serialized_end=1320
-  _globals['_HEARTBEAT']._serialized_start=1323
-  _globals['_HEARTBEAT']._serialized_end=1550
-  _globals['_CHECKREVOCATIONREQUEST']._serialized_start=1552
-  _globals['_CHECKREVOCATIONREQUEST']._serialized_end=1620
-  _globals['_TOKENIDENTITY']._serialized_start=1623
-  _globals['_TOKENIDENTITY']._serialized_end=1769
-  _globals['_CHECKREVOCATIONRESPONSE']._serialized_start=1771
-  _globals['_CHECKREVOCATIONRESPONSE']._serialized_end=1843
-  _globals['_TRUSTSERVICE']._serialized_start=1978
-  _globals['_TRUSTSERVICE']._serialized_end=2289
+  _globals['_SNAPSHOTSTART']._serialized_end=734
+  _globals['_REVOCATIONENTRIES']._serialized_start=737
+  _globals['_REVOCATIONENTRIES']._serialized_end=923
+  _globals['_ACCOUNTENTRY']._serialized_start=925
+  _globals['_ACCOUNTENTRY']._serialized_end=1036
+  _globals['_ROLEENTRY']._serialized_start=1038
+  _globals['_ROLEENTRY']._serialized_end=1144
+  _globals['_KEYENTRY']._serialized_start=1146
+  _globals['_KEYENTRY']._serialized_end=1221
+  _globals['_REVOCATIONCHANGES']._serialized_start=1223
+  _globals['_REVOCATIONCHANGES']._serialized_end=1336
+  _globals['_HEARTBEAT']._serialized_start=1339
+  _globals['_HEARTBEAT']._serialized_end=1566
+  _globals['_CHECKREVOCATIONREQUEST']._serialized_start=1568
+  _globals['_CHECKREVOCATIONREQUEST']._serialized_end=1636
+  _globals['_TOKENIDENTITY']._serialized_start=1639
+  _globals['_TOKENIDENTITY']._serialized_end=1785
+  _globals['_CHECKREVOCATIONRESPONSE']._serialized_start=1787
+  _globals['_CHECKREVOCATIONRESPONSE']._serialized_end=1859
+  _globals['_TRUSTSERVICE']._serialized_start=1994
+  _globals['_TRUSTSERVICE']._serialized_end=2305
 # @@protoc_insertion_point(module_scope)

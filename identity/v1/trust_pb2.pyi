@@ -176,7 +176,9 @@ Global___WatchTrustRequest: _TypeAlias = WatchTrustRequest  # noqa: Y015
 
 @_typing.final
 class WatchTrustResponse(_message.Message):
-    """One event of the stream."""
+    """One event of the stream. Without an event it is a sign of life, sent each second to a stream that
+    waits for its snapshot.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -235,22 +237,28 @@ class SnapshotStart(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """The epoch that the versions belong to."""
     version: _builtins.int
     """The version that the snapshot shows."""
     entry_count: _builtins.int
     """How many entries follow."""
+    digest: _builtins.str
+    """The digest of those entries, as in Heartbeat. A receiver puts the snapshot into force only if what
+    arrived has this digest.
+    """
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         version: _builtins.int = ...,
         entry_count: _builtins.int = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_count", b"entry_count", "epoch", b"epoch", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "entry_count", b"entry_count", "epoch", b"epoch", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,7 +413,9 @@ class RevocationChanges(_message.Message):
     LAST_VERSION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     first_version: _builtins.int
-    """The first version contained: one more than the version held, or there is a gap."""
+    """The first version contained: at most one more than the version held, or there is a gap. What is
+    held already does no harm when it comes again.
+    """
     last_version: _builtins.int
     """The last version contained."""
     @_builtins.property

@@ -382,7 +382,17 @@ CLAIMS |= {
     "cnf as a list of texts": lambda f: f.claim("cnf", {"x5t#S256": ["A" * 43]}),
     "cnf nested": lambda f: f.claim("cnf", {"x5t#S256": {"x5t#S256": "A" * 43}}),
     "an object outside cnf": lambda f: f.claim("extra", {"x5t#S256": "A" * 43}),
-    "act": lambda f: f.claim("act", {"sub": "A" * 22}),
+    "act as a text": lambda f: f.claim("act", "A" * 22),
+    "act as null": lambda f: f.claim("act", None),
+    "act as a list": lambda f: f.claim("act", [{"sub": "A" * 22}]),
+    "act without a sub": lambda f: f.claim("act", {}),
+    "act whose sub is no text": lambda f: f.claim("act", {"sub": 1}),
+    "act whose sub has a space": lambda f: f.claim("act", {"sub": "a b"}),
+    "act with another member": lambda f: f.claim("act", {"sub": "A" * 22, "iss": "x"}),
+    "act without the nearest": lambda f: f.claim("act", {"act": {"sub": "A" * 22}}),
+    "act of five": lambda f: f.claim("act", nested(5)),
+    "act of a hundred": lambda f: f.claim("act", nested(100)),
+    "act that never ends": lambda f: f.claim("act", {"sub": "a", "act": {"sub": "a", "act": None}}),
     "iss part of ours": lambda f: f.claim("iss", f.payload()["iss"][:-1]),
     "iss longer than ours": lambda f: f.claim("iss", f.payload()["iss"] + ".attacker.example"),
     "iss with a slash": lambda f: f.claim("iss", f.payload()["iss"] + "/"),
@@ -430,6 +440,11 @@ CLAIMS |= {
 def _life(forger: Forger, start: int, end: int) -> dict[str, int]:
     now = int(forger.issuer._clock.now())
     return {"iat": now + start, "exp": now + end}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """An actor claim of *depth* actors."""
+    return {"sub": "a", "act": nested(depth - 1)} if depth > 1 else {"sub": "a"}
 
 
 ALL: dict[str, Mutant] = {

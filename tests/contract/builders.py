@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from identity.domain.grants import (
+    Credential,
     CredentialUse,
     GrantKind,
     GrantSnapshot,
@@ -29,6 +30,7 @@ from identity.domain.values import (
     TokenIdentity,
 )
 from identity.storage.database import Stores
+from identity_client.errors import TokenTooLarge
 from identity_client.trust.entries import EntryKind
 from tests.clients.issuer import new_id
 
@@ -57,9 +59,27 @@ async def create_service(stores: Stores, username: str = "orders", *roles: str) 
     return await stores.accounts.create(account, first, ACT), grant_id
 
 
-async def use_secret(stores: Stores, grant_id: str) -> GrantSnapshot:
-    use = CredentialUse(grant_id, "internal", (), LIFETIME)
+async def use_secret(stores: Stores, grant_id: str, **changes: object) -> GrantSnapshot:
+    use = replace(CredentialUse(grant_id, "internal", (), LIFETIME), **changes)  # type: ignore[arg-type]
     return await stores.credentials.use(use, admit_all, "client_secret.use", ACT)
+
+
+async def create_credential(stores: Stores, account: Account, kind: GrantKind, **changes: object) -> Credential:
+    new = replace(NewCredential(new_id(), kind), **changes)  # type: ignore[arg-type]
+    if kind in (GrantKind.CLIENT_SECRET, GrantKind.API_KEY):
+        new = replace(new, secret_hash=secrets.token_bytes(32))
+    return await stores.credentials.create(by_id(account.account_id), new, ACT)
+
+
+class TooLarge:
+    """An Admit that lets nothing through, and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[GrantSnapshot] = []
+
+    def __call__(self, snapshot: GrantSnapshot) -> None:
+        self.seen.append(snapshot)
+        raise TokenTooLarge()
 
 
 def new_session(account: Account, **changes: object) -> NewSession:
@@ -76,8 +96,8 @@ def new_session(account: Account, **changes: object) -> NewSession:
     return replace(session, **changes)  # type: ignore[arg-type]
 
 
-async def log_in(stores: Stores, account: Account, act: Act = ACT, **changes: object) -> GrantSnapshot:
-    return await stores.sessions.open(new_session(account, **changes), admit_all, act)
+async def log_in(stores: Stores, account: Account, **changes: object) -> GrantSnapshot:
+    return await stores.sessions.open(new_session(account, **changes), admit_all, ACT)
 
 
 def identity_of(snapshot: GrantSnapshot, key_id: str = "key") -> TokenIdentity:
@@ -107,6 +127,24 @@ async def entries(stores: Stores) -> list[tuple[int, EntryKind, str, int, int]]:
     return [(version, entry.kind, entry.name, entry.minimum, entry.expire_time) for version, entry in found]
 
 
+def dump(tmp_path: Path, *but_tables: str) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of the database, but those of some tables."""
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
+            for name in tables
+            if name not in but_tables
+        }
+
+
+def audited(tmp_path: Path) -> list[str]:
+    """The actions and outcomes in the audit log, in order, without the fixture's own roles."""
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        rows = connection.execute("SELECT action, outcome FROM audit_events ORDER BY event_id").fetchall()
+        return [f"{action} {outcome}" for action, outcome in rows if action != "role.create"]
+
+
 def count_rows(tmp_path: Path, table: str) -> int:
     with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
         condition = " WHERE action != 'role.create'" if table == "audit_events" else ""  # the fixture's own roles
@@ -116,4 +154,4 @@ def count_rows(tmp_path: Path, table: str) -> int:
 
 async def add_key(stores: Stores, name: str = "key") -> SigningKeyRecord:
     record = SigningKeyRecord(name, KeyState.ACTIVE, bytes(32), bytes(32), b"sealed", Seconds(1))
-    return await stores.signing_keys.add_active(record)
+    return await stores.signing_keys.add_active(record, ACT)

@@ -86,9 +86,25 @@ async def test_live_entries_end_with_their_expiry(stores: Stores, clock: FixedCl
     await stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", ACT)
     epoch, version, live = await stores.revocations.live_entries()
     assert (len(epoch), version) == (16, 1)
-    assert [entry.name for entry in live] == [snapshot.grant_id]
+    assert [entry.name for batch in live for entry in batch] == [snapshot.grant_id]
     clock.advance(LIFETIME + 630)
     assert (await stores.revocations.live_entries())[2] == []
+
+
+async def test_live_entries_of_every_kind_come_in_batches_of_bounded_size(
+    stores: Stores, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("identity.storage.sql.revocations.BATCH_ENTRIES", 2)
+    carol = await create_user(stores)
+    sessions = [await log_in(stores, carol) for _ in range(4)]
+    for session in sessions[:3]:
+        await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
+    await stores.revocations.revoke_token(identity_of(sessions[3]), sessions[3].issue_time + LIFETIME, "", ACT)
+    await stores.accounts.set_roles(by_id(carol.account_id), ("admin",), ACT)
+    *_, batches = await stores.revocations.live_entries()
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    since = await stores.revocations.entries_since(0, 10)
+    assert {entry for batch in batches for entry in batch} == {entry for _, entry in since}
 
 
 async def test_the_doorbell_rings_for_revocations_and_for_nothing_else(stores: Stores) -> None:

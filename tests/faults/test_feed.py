@@ -14,10 +14,12 @@ import pytest
 from identity.v1 import token_pb2
 from identity_client import aio
 from identity_client.access.judge import Judge
+from identity_client.access.options import Options, Terms
 from identity_client.access.rules import Rule, Rules
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError, TokenOutdated, TokenRevoked, TrustStale
 from identity_client.tokens.verifier import Verifier
+from tests.faults.mangler import Mangler
 from tests.faults.proxy import Proxy
 from tests.rpc.api import Api
 
@@ -47,18 +49,21 @@ class Peer:
 
 
 @asynccontextmanager
-async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> AsyncIterator[Peer]:
+async def running_peer(
+    api: Api, name: str, max_staleness_seconds: float, addresses: tuple[str, ...] = ()
+) -> AsyncIterator[Peer]:
+    """A peer that reaches the service at *addresses*, or else through its proxy."""
     service = await api.create_service(name, "peer")
     proxy = Proxy(api.address)
     await proxy.start()
-    identity = aio.Identity(aio.Connection(proxy.address, name, service.client_secret))
+    identity = aio.Identity(aio.Connection(",".join(addresses) or proxy.address, name, service.client_secret))
     async with identity:
         verifier = Verifier(audiences=frozenset({name, "internal"}), trust=identity.trust, clock=SystemClock())
         judge = Judge(
             rules=Rules.from_table({METHOD: Rule()}),
             verifier=verifier,
             trust=identity.trust,
-            max_staleness_seconds=max_staleness_seconds,
+            options=Options(Terms(max_staleness_seconds)),
         )
         yield Peer(identity, proxy, judge)
     await proxy.stop()
@@ -67,8 +72,8 @@ async def running_peer(api: Api, name: str, max_staleness_seconds: float) -> Asy
 async def sql_truth(api: Api) -> tuple[int, set[tuple[object, ...]]]:
     """The feed's version and its live entries, read from the database."""
     assert api.server.house is not None
-    _, version, entries = await api.server.house.stores.revocations.live_entries()
-    return version, {(entry.kind, entry.name, entry.minimum, entry.expire_time) for entry in entries}
+    _, version, batches = await api.server.house.stores.revocations.live_entries()
+    return version, {(entry.kind, entry.name, entry.minimum, entry.expire_time) for batch in batches for entry in batch}
 
 
 def held_by(peer: Peer) -> set[tuple[object, ...]]:
@@ -105,6 +110,44 @@ async def test_every_peer_ends_equal_to_sql_though_connections_are_cut(api: Api)
             assert not any(peer.accepts(token) for token in tokens)
         digests = {peer.identity.trust.digest() for peer in peers}
         assert len(digests) == 1
+
+
+@pytest.mark.requirement("R2")
+@pytest.mark.timeout(180)
+async def test_every_peer_ends_equal_to_sql_though_events_are_lost_repeated_and_swapped(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each peer has two ways to the service, both of which mangle; what it has once refused it goes on refusing."""
+    print(f"seed {SEED}")
+    monkeypatch.setattr("identity_client.aio.stream._DIVERGED_SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr("identity.feed.events.PART_ENTRIES", 20)
+    chance = random.Random(SEED)
+    await api.create_user("carol")
+    tokens = [(await api.login("carol")).access_token for _ in range(REVOCATIONS)]
+    async with AsyncExitStack() as stack:
+        ways = [await stack.enter_async_context(Mangler(api.address, chance)) for _ in range(2)]
+        addresses = tuple(way.address for way in ways)
+        peers = [
+            await stack.enter_async_context(running_peer(api, f"peer{n}", 30, addresses[:: (-1) ** n]))
+            for n in range(PEERS)
+        ]
+        refused: set[tuple[aio.Identity, str]] = set()
+        for revoked, token in enumerate(tokens):
+            await api.tokens.Revoke(token_pb2.RevokeRequest(token=token))
+            for peer in peers:
+                for old in tokens[:revoked:17]:
+                    is_accepted = peer.accepts(old)
+                    assert not (is_accepted and (peer.identity, old) in refused)
+                    if not is_accepted:
+                        refused.add((peer.identity, old))
+        for way in ways:
+            way.calm()
+        version, truth = await sql_truth(api)
+        for peer in peers:
+            await caught_up(peer, version)
+            assert held_by(peer) == truth
+            assert not any(peer.accepts(token) for token in tokens)
+        assert sum(way.mangled for way in ways) > 20
 
 
 @pytest.mark.requirement("R2")

@@ -13,6 +13,7 @@ from identity.server import Server
 from identity.v1 import (
     account_pb2,
     account_pb2_grpc,
+    audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
     credential_pb2_grpc,
@@ -74,6 +75,7 @@ class Api:
         self.revocations = revocation_pb2_grpc.RevocationServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.roles = role_pb2_grpc.RoleServiceStub(self.channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(self.channel)
         self.credentials = credential_pb2_grpc.CredentialServiceStub(self.channel)
 
     async def login(

@@ -91,6 +91,9 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("TLS_CLIENT_CA_FILE", "/nowhere", "needs tls_certificate_file"),
         ("MASTER_KEY_FILE", "/nowhere", "master_key_file: /nowhere cannot be read"),
         ("HASH_MEMORY_KIB", "64", "hash_memory_kib is 64"),
+        ("THROTTLE_NAME_FAILURES", "51", "it must be 3 to 50"),
+        ("SHARED_ORIGINS", "10.0.0.0/8, 10.1.2.3/8", "shared_origins: 10.1.2.3/8 has host bits set"),
+        ("SHARED_ORIGINS", "front-end", "shared_origins: 'front-end' does not appear to be"),
     ],
 )
 def test_a_bad_value_is_named(master_key: Path, name: str, value: str, part: str) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
+from identity.feed import events
 from identity.feed import hub as hub_module
-from identity.feed.hub import Hub, Subscription
+from identity.feed import log as log_module
+from identity.feed import subscription as subscription_module
+from identity.feed.hub import Hub
+from identity.feed.log import Log
+from identity.feed.subscription import Subscription
 from identity.v1.trust_pb2 import WatchTrustResponse
 from identity_client.errors import DependencyDown
 from identity_client.trust import wire
-from identity_client.trust.entries import Entry, EntryKind, id_text
+from identity_client.trust.entries import Batch, Entry, EntryKind, id_text
 from identity_client.trust.state import TrustState
 from tests.clients.issuer import ISSUER, FixedClock, Issuer
+from tests.clients.probe import until
+
+SIGN_OF_LIFE = "None"
 
 
 class Feed:
@@ -21,20 +33,23 @@ class Feed:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self._chance = random.Random(23)
         self.is_down = False
+        self.hidden = 0
+        """How many of the changes after what was asked for are missing."""
 
     def append(self, count: int) -> None:
-        start = len(self.entries)
-        names = (id_text(number.to_bytes(16, "big")) for number in range(start, start + count))
+        names = (id_text(self._chance.randbytes(16)) for _ in range(count))
         self.entries += [Entry(EntryKind.TOKEN, name, 1_900_001_000) for name in names]
 
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         if self.is_down:
             raise DependencyDown()
-        return list(enumerate(self.entries, start=1))[version : version + limit]
+        first = version + self.hidden
+        return list(enumerate(self.entries[first : version + limit], start=first + 1))
 
-    async def live_entries(self) -> tuple[str, int, list[Entry]]:
-        return "epoch", len(self.entries), list(self.entries)
+    async def live_entries(self) -> tuple[str, int, list[Batch]]:
+        return "epoch", len(self.entries), [Batch.of(self.entries)]
 
 
 @pytest.fixture
@@ -42,28 +57,52 @@ def feed() -> Feed:
     return Feed()
 
 
-@pytest.fixture
-async def hub(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
+@asynccontextmanager
+async def running(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
     hub = Hub(feed, TrustState(clock), clock)  # type: ignore[arg-type]
     await hub.start(ISSUER, [Issuer(clock).public_key])
     yield hub
     await hub.stop()
 
 
-async def replayed(hub: Hub, clock: FixedClock, epoch: str = "", version: int = 0) -> tuple[TrustState, list[str]]:
-    """What a peer holds after the opening of a stream, and the events of it."""
+@pytest.fixture
+async def hub(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
+    async with running(feed, clock) as hub:
+        yield hub
+
+
+async def replayed(
+    hub: Hub, clock: FixedClock, epoch: str = "", held: Sequence[Entry] = ()
+) -> tuple[TrustState, list[str]]:
+    """What a peer that holds the first changes already has after the opening of a stream, and the events of it."""
+    version = len(held)
     peer, kinds = TrustState(clock), list[str]()
     if epoch:
         peer.set_keys(hub.state.issuer, hub.state.keys)
         peer.begin_snapshot(epoch, version, version)
-        peer.add_snapshot(list(hub.state.entries())[:version])
+        peer.add_snapshot(held)
     subscription, transit = hub.subscribe(epoch, version), wire.Transit(clock)
     while not kinds or kinds[-1] != "heartbeat":
         message = WatchTrustResponse.FromString(await subscription.next())
         kinds.append(str(message.WhichOneof("event")))
         wire.apply_event(peer, message, transit)
     hub.unsubscribe(subscription)
-    return peer, kinds
+    return peer, [kind for kind in kinds if kind != SIGN_OF_LIFE]
+
+
+async def kinds_of(subscription: Subscription, count: int) -> list[str]:
+    """The next events' kinds, signs of life left out."""
+    kinds: list[str] = []
+    while len(kinds) < count:
+        kind = str(WatchTrustResponse.FromString(await subscription.next()).WhichOneof("event"))
+        if kind != SIGN_OF_LIFE:
+            kinds.append(kind)
+    return kinds
+
+
+def queued(subscription: Subscription) -> list[bytes]:
+    """What waits to be taken."""
+    return list(subscription._events._queue)  # type: ignore[attr-defined]
 
 
 async def test_a_new_peer_gets_a_snapshot_in_parts_and_agrees_with_the_heartbeat(
@@ -80,20 +119,20 @@ async def test_a_new_peer_gets_a_snapshot_in_parts_and_agrees_with_the_heartbeat
 async def test_a_peer_that_was_away_gets_only_what_it_missed(hub: Hub, feed: Feed, clock: FixedClock) -> None:
     feed.append(10)
     await hub.published(10)
-    peer, kinds = await replayed(hub, clock, "epoch", 7)
+    peer, kinds = await replayed(hub, clock, "epoch", feed.entries[:7])
     assert kinds == ["keys", "changes", "heartbeat"]
     assert (peer.version, peer.digest()) == (10, hub.state.digest())
 
 
 @pytest.mark.parametrize(("epoch", "version"), [("another", 7), ("epoch", 11), ("epoch", -1)])
 async def test_a_resume_point_that_is_not_held_gets_a_snapshot(
-    hub: Hub, feed: Feed, clock: FixedClock, epoch: str, version: int
+    hub: Hub, feed: Feed, epoch: str, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
     feed.append(10)
     await hub.published(10)
     subscription = hub.subscribe(epoch, version)
-    events = [WatchTrustResponse.FromString(await subscription.next()).WhichOneof("event") for _ in range(2)]
-    assert events == ["keys", "snapshot_start"]
+    assert await kinds_of(subscription, 2) == ["keys", "snapshot_start"]
 
 
 async def test_while_the_database_is_down_the_age_of_the_data_grows(hub: Hub, feed: Feed, clock: FixedClock) -> None:
@@ -104,7 +143,7 @@ async def test_while_the_database_is_down_the_age_of_the_data_grows(hub: Hub, fe
 
 
 async def test_a_stream_that_does_not_keep_up_is_cut_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_QUEUED_EVENTS", 5)
+    monkeypatch.setattr(subscription_module, "QUEUED_EVENTS", 5)
     subscription = Subscription([b"opening"] * 100)
     for _ in range(1_000):
         subscription.put(b"event")
@@ -114,8 +153,175 @@ async def test_a_stream_that_does_not_keep_up_is_cut_and_keeps_nothing(monkeypat
 
 
 async def test_a_long_opening_alone_cuts_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_QUEUED_EVENTS", 5)
+    monkeypatch.setattr(subscription_module, "QUEUED_EVENTS", 5)
     subscription = Subscription([b"opening"] * 100)
     for _ in range(5):
         subscription.put(b"event")
     assert [await subscription.next() for _ in range(105)] == [b"opening"] * 100 + [b"event"] * 5
+
+
+# -- snapshots -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "HEARTBEAT_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("quick_beats")
+async def test_four_streams_are_sent_a_snapshot_at_a_time_and_the_others_get_signs_of_life(
+    feed: Feed, clock: FixedClock
+) -> None:
+    feed.append(6_000)
+    async with running(feed, clock) as hub:
+        streams = [hub.subscribe("", 0) for _ in range(6)]
+        for stream in streams:
+            assert await kinds_of(stream, 1) == ["keys"]
+        await until(lambda: sum(len(queued(stream)) >= 4 for stream in streams) == 4)
+        waiting = [stream for stream in streams if len(queued(stream)) < 4]
+        for stream in waiting:
+            assert await stream.next() == events.SIGN_OF_LIFE
+        first = next(stream for stream in streams if stream not in waiting)
+        assert await kinds_of(first, 5) == ["snapshot_start", *["snapshot_part"] * 3, "heartbeat"]
+        await until(lambda: sum(len(queued(stream)) >= 4 for stream in streams) == 4)
+        assert sum(len(queued(stream)) < 4 for stream in waiting) == 1
+
+
+async def test_all_streams_share_the_bytes_of_one_snapshot_until_it_is_too_old(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    feed.append(3_000)
+    await hub.published(3_000)
+    first, second = hub.subscribe("", 0), hub.subscribe("", 0)
+    await until(lambda: len(queued(first)) == len(queued(second)) == 4)
+    assert all(one is other for one, other in zip(queued(first), queued(second), strict=True))
+    feed.append(10)
+    await hub.published(3_010)
+    assert (await replayed(hub, clock))[1][-2:] == ["changes", "heartbeat"]
+    clock.advance(61)
+    assert (await replayed(hub, clock))[1] == ["keys", "snapshot_start", *["snapshot_part"] * 2, "heartbeat"]
+
+
+@pytest.mark.requirement("R2")
+async def test_what_is_revoked_while_a_snapshot_is_built_and_sent_comes_after_it(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    feed.append(20_000)
+    await hub.published(20_000)
+    peer, transit, kinds = TrustState(clock), wire.Transit(clock), list[str]()
+    subscription = hub.subscribe("", 0)
+    while "heartbeat" not in kinds:
+        message = WatchTrustResponse.FromString(await subscription.next())
+        kinds.append(str(message.WhichOneof("event")))
+        wire.apply_event(peer, message, transit)
+        if len(kinds) < 8:
+            feed.append(5)
+            await hub.published(len(feed.entries))
+    assert "changes" in kinds
+    assert (peer.version, peer.digest()) == (len(feed.entries), hub.state.digest())
+
+
+async def test_a_stream_that_takes_nothing_of_its_snapshot_gives_its_turn_to_another(
+    feed: Feed, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "STALL_SECONDS", 0.05)
+    feed.append(10)
+    async with running(feed, clock) as hub:
+        stuck = [hub.subscribe("", 0) for _ in range(4)]
+        await until(lambda: all(len(queued(stream)) == 3 for stream in stuck))
+        _, kinds = await replayed(hub, clock)
+        assert kinds == ["keys", "snapshot_start", "snapshot_part", "heartbeat"]
+        for stream in stuck:
+            with pytest.raises(DependencyDown):
+                await stream.next()
+
+
+async def test_a_stream_that_ends_while_it_waits_leaves_its_place(feed: Feed, clock: FixedClock) -> None:
+    feed.append(10)
+    async with running(feed, clock) as hub:
+        streams = [hub.subscribe("", 0) for _ in range(50)]
+        await until(lambda: sum(len(queued(stream)) == 3 for stream in streams) == 4)
+        for stream in streams:
+            hub.unsubscribe(stream)
+        await until(lambda: not hub._openings)
+        assert (await replayed(hub, clock))[0].version == 10
+
+
+async def test_building_a_snapshot_lets_others_have_their_turn(hub: Hub, feed: Feed) -> None:
+    feed.append(25_000)
+    await hub.published(25_000)
+    building, turns = asyncio.ensure_future(hub._snapshots.current()), 0
+    while not building.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 10
+
+
+async def test_a_change_that_is_faster_than_the_snapshot_cuts_the_stream(
+    hub: Hub, feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub._recent, "_changes", deque(maxlen=5))
+    subscription = hub.subscribe("", 0)
+    await until(lambda: len(queued(subscription)) == 2)
+    feed.append(6)
+    await hub.published(6)
+    with pytest.raises(DependencyDown):
+        await kinds_of(subscription, 10)
+    assert "could not be opened" not in caplog.text
+
+
+# -- several replicas, and SQL set back ----------------------------------------------------------------------------
+
+
+async def test_a_peer_that_knows_more_than_this_replica_makes_it_read_on(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    feed.append(10)
+    await hub.published(10)
+    feed.append(5)  # another replica has read these already
+    assert await kinds_of(hub.subscribe("epoch", 12), 3) == ["keys", "changes", "heartbeat"]
+    assert hub.state.version == 15
+
+
+async def test_a_replica_that_cannot_read_sends_no_older_snapshot_to_a_peer_that_knows_more(
+    hub: Hub, feed: Feed, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.05)
+    feed.is_down = True
+    clock.advance(2)
+    subscription = hub.subscribe("epoch", 7)
+    with pytest.raises(DependencyDown):
+        await kinds_of(subscription, 2)
+
+
+async def test_a_gap_in_the_feed_loads_everything_anew_and_cuts_the_streams(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    feed.append(10)
+    await hub.published(10)
+    subscription = hub.subscribe("epoch", 10)
+    feed.hidden = 3
+    feed.append(6)
+    hub.ring()
+    with pytest.raises(DependencyDown):
+        await kinds_of(subscription, 10)
+    peer, kinds = await replayed(hub, clock, "epoch", feed.entries[:10])
+    assert kinds[:2] == ["keys", "snapshot_start"]
+    assert (peer.version, peer.digest()[0]) == (16, 16)
+
+
+def test_the_log_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "RESUME_ENTRIES", 5)
+    log = Log()
+    log.start(100)
+    assert [log.holds_since(version) for version in (99, 100, 101)] == [False, True, False]
+    log.extend([(version, Entry(EntryKind.KEY, "k", 1)) for version in range(101, 109)])
+    assert [log.holds_since(version) for version in (102, 103, 108, 109)] == [False, True, True, False]
+    [event] = log.events_since(105)
+    changes = WatchTrustResponse.FromString(event).changes
+    assert (changes.first_version, changes.last_version) == (106, 108)
+    assert log.events_since(108) == []
+    assert log.events_since(105)[0] is event
+    log.extend([(109, Entry(EntryKind.KEY, "k", 1))])
+    [event] = log.events_since(105)
+    assert WatchTrustResponse.FromString(event).changes.last_version == 109

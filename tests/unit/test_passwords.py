@@ -6,14 +6,17 @@ import asyncio
 import threading
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from identity.domain import passwords
 from identity.domain.passwords import (
     HashParameters,
     HashPool,
     PasswordHasher,
     check_new_password,
+    common_passwords,
     prepare_password,
 )
 from identity.domain.randomness import SystemRandomness
@@ -60,6 +63,53 @@ def test_a_new_password_counts_characters_and_not_bytes() -> None:
         check_new_password("\u00e9" * 11, "carol")
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "password1234",
+        "PASSWORD1234",
+        "PassWord1234",
+        "\uff50assword1234",  # a fullwidth p
+        "aaaaaaaaaaaaaaaa",
+        "aAaAaAaAaAaAaAaA",
+        "\u00e9" * 20,
+        "eleven char",
+        "carol.the.clerk",
+        "Carol.The.Clerk",
+        "\uff23arol.the.clerk",
+        "idc_0123456789",
+        "eyJhbGciOiJFUzI1NiJ9",
+    ],
+)
+def test_a_password_that_guessers_try_first_cannot_be_chosen(bad: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_new_password(bad, "carol.the.clerk", "new_password")
+    assert refused.value.field == "new_password"
+    assert bad not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "good",
+    ["correct horse battery", "            space inside", "1357908642134", "\u5bc6\u7801" * 6, "a" * 1023 + "b"],
+)
+def test_no_kinds_of_characters_are_asked_for(good: str) -> None:
+    assert check_new_password(good, "carol")
+
+
+def test_every_common_password_is_refused_however_it_is_written() -> None:
+    assert len(common_passwords()) > 400
+    for common in common_passwords():
+        for typed in (common, common.upper(), common.title()):
+            with pytest.raises(InvalidRequest):
+                check_new_password(typed, "carol")
+
+
+def test_the_block_list_holds_what_could_be_chosen_and_names_its_source() -> None:
+    assert all(len(common) >= 12 and common == common.casefold() for common in common_passwords())
+    first = Path(passwords.__file__).with_name("common_passwords.txt").read_text("utf-8").splitlines()[0]
+    assert first.startswith("#")
+
+
 @pytest.mark.requirement("R50")
 async def test_a_hash_is_argon2id_with_its_own_salt_and_matches_its_password_alone(hasher: PasswordHasher) -> None:
     first, second = await hasher.hash(b"one"), await hasher.hash(b"one")
@@ -94,6 +144,24 @@ async def test_what_exceeds_the_queue_is_refused_at_once_with_a_delay(pool: Hash
     release.set()
     assert await asyncio.gather(*admitted) == [True, True, True]
     assert await pool.run(lambda: "free again") == "free again"
+
+
+@pytest.mark.requirement("R51")
+@pytest.mark.requirement("R52")
+async def test_one_origin_holds_half_of_the_places_and_leaves_the_others_theirs(
+    pool: HashPool, release: threading.Event
+) -> None:
+    flood = [asyncio.ensure_future(pool.run(release.wait, "192.0.2.7")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await pool.run(release.wait, "192.0.2.7")
+    other = asyncio.ensure_future(pool.run(release.wait, "192.0.2.8"))
+    await asyncio.sleep(0)
+    assert pool.held == 3
+    release.set()
+    assert await asyncio.gather(*flood, other) == [True, True, True]
+    assert await pool.run(lambda: "free again", "192.0.2.7") == "free again"
+    assert not pool._held_by
 
 
 @pytest.mark.requirement("R52")

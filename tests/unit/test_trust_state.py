@@ -35,12 +35,21 @@ def beat(state: TrustState, **changes: object) -> None:
     values: dict[str, object] = {
         "epoch": state.epoch,
         "version": state.version,
+        "server_time": state._clock.now(),
         "expired_through": state.expired_through,
         "entry_count": count,
         "digest": digest,
         "data_age_seconds": 0.0,
     }
     state.heartbeat(**(values | changes))  # type: ignore[arg-type]
+
+
+def digest_of(*entries: Entry) -> dict[str, object]:
+    """What a sender's heartbeat says that holds *entries*."""
+    held = Revocations()
+    held.add(entries)
+    count, digest = held.digest()
+    return {"entry_count": count, "digest": digest}
 
 
 def test_nothing_is_ready_before_keys_snapshot_and_a_sign_of_freshness(clock: FixedClock, issuer: Issuer) -> None:
@@ -55,17 +64,104 @@ def test_nothing_is_ready_before_keys_snapshot_and_a_sign_of_freshness(clock: Fi
     assert state.staleness() == 0
 
 
-def test_what_was_held_stays_in_force_until_a_snapshot_is_whole(state: TrustState, issuer: Issuer) -> None:
+def test_what_was_held_stays_in_force_until_a_snapshot_is_whole_and_a_heartbeat_agrees(
+    state: TrustState, issuer: Issuer
+) -> None:
     claims = issuer.claims()
     state.apply(11, 11, [Entry(EntryKind.GRANT, claims.grant_id, LATER)])
     state.begin_snapshot("e2", 5, 2)
+    for number in (1, 2):
+        state.add_snapshot([token_entry(number)])
+        assert (state.epoch, state.version) == ("e1", 11)
+        with pytest.raises(TokenRevoked):
+            state.check(claims)
+    before = state.revision
+    beat(state, epoch="e2", version=5, **digest_of(token_entry(1), token_entry(2)))
+    assert (state.epoch, state.version, state.staleness()) == ("e2", 5, 0)
+    assert state.revision > before
+    state.check(claims)
+
+
+def test_a_snapshot_older_than_what_is_held_revives_nothing_while_changes_complete_it(
+    state: TrustState, issuer: Issuer
+) -> None:
+    claims = issuer.claims()
+    revoked = Entry(EntryKind.GRANT, claims.grant_id, LATER)
+    state.apply(11, 11, [revoked])
+    state.begin_snapshot("e1", 9, 1)
     state.add_snapshot([token_entry(1)])
+    state.apply(10, 12, [token_entry(2), revoked, token_entry(3)])
+    assert state.version == 11
+    with pytest.raises(TokenRevoked):
+        state.check(claims)
+    beat(state, version=12, **digest_of(*(token_entry(number) for number in (1, 2, 3)), revoked))
+    assert (state.version, state.entry_count()) == (12, 4)
+    with pytest.raises(TokenRevoked):
+        state.check(claims)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"version": 13}, TrustGap), ({"epoch": "e2"}, TrustGap), ({"digest": "ab" * 24}, TrustDiverged)],
+)
+def test_a_snapshot_that_no_heartbeat_agrees_with_never_comes_into_force(
+    state: TrustState, clock: FixedClock, changes: dict[str, object], error: type[Exception]
+) -> None:
+    clock.advance(5)
+    state.begin_snapshot("e1", 12, 1)
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(error):
+        beat(state, **({"version": 12} | digest_of(token_entry(1)) | changes))
+    assert (state.version, state.entry_count(), state.staleness()) == (10, 0, 5)
+    assert not state.is_arriving
+    beat(state)
+    assert state.staleness() == 0
+
+
+def test_what_has_expired_since_a_snapshot_was_built_is_not_missed(state: TrustState) -> None:
+    state.begin_snapshot("e1", 12, 2)
+    state.add_snapshot([token_entry(1, 500), token_entry(2)])
+    beat(state, version=12, expired_through=600, **digest_of(token_entry(2)))
+    assert (state.version, state.entry_count(), state.expired_through) == (12, 1, 600)
+
+
+def test_a_snapshot_whose_stream_has_ended_is_dropped(state: TrustState) -> None:
+    state.begin_snapshot("e1", 12, 2)
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(TrustGap):
+        state.swap()
+    state.drop_snapshot()
+    state.apply(11, 11, [token_entry(2)])
+    assert state.version == 11
+
+
+def test_a_sender_with_a_clock_of_its_own_puts_no_snapshot_into_force(state: TrustState, clock: FixedClock) -> None:
+    state.begin_snapshot("e1", 12, 1)
+    state.add_snapshot([token_entry(1)])
+    later = clock.now() + 10_000
+    beat(state, version=12, server_time=later, expired_through=int(later), entry_count=0, digest="00" * 24)
+    assert (state.version, state.is_arriving) == (10, True)
+
+
+def test_a_snapshot_that_is_not_what_was_announced_does_not_come_into_force(state: TrustState, issuer: Issuer) -> None:
+    claims = issuer.claims()
+    revoked = Entry(EntryKind.GRANT, claims.grant_id, LATER)
+    state.apply(11, 11, [revoked])
+    announced = Revocations()
+    announced.add([revoked, token_entry(1), token_entry(2)])
+    state.begin_snapshot("e2", 5, *announced.digest())
+    state.add_snapshot([token_entry(1)])
+    with pytest.raises(TrustDiverged):
+        state.add_snapshot([token_entry(1), token_entry(2)])  # one twice, so that the count is right
+    with pytest.raises(TrustDiverged):
+        state.begin_snapshot("e2", 5, 0, announced.digest()[1])
     assert (state.epoch, state.version) == ("e1", 11)
     with pytest.raises(TokenRevoked):
         state.check(claims)
-    state.add_snapshot([token_entry(2)])
+    state.begin_snapshot("e2", 5, *announced.digest())
+    state.add_snapshot([token_entry(1), token_entry(2), revoked])
+    state.swap()
     assert (state.epoch, state.version) == ("e2", 5)
-    state.check(claims)
 
 
 def test_more_entries_than_announced_are_a_gap(state: TrustState) -> None:
@@ -74,12 +170,22 @@ def test_more_entries_than_announced_are_a_gap(state: TrustState) -> None:
         state.add_snapshot([token_entry(1), token_entry(2)])
 
 
-@pytest.mark.parametrize(("first", "last"), [(10, 10), (12, 12), (9, 11), (11, 10)])
+@pytest.mark.parametrize(("first", "last"), [(12, 12), (12, 13), (11, 10), (20, 9)])
 def test_changes_that_do_not_follow_are_a_gap_and_change_nothing(state: TrustState, first: int, last: int) -> None:
     with pytest.raises(TrustGap):
         state.apply(first, last, [token_entry(1)])
     assert state.version == 10
     assert not list(state.entries())
+
+
+def test_changes_that_are_held_already_are_no_harm_and_the_rest_of_their_message_is_taken(state: TrustState) -> None:
+    state.apply(11, 12, [token_entry(1), token_entry(2)])
+    before = state.revision
+    for first, last in ((11, 12), (12, 12), (3, 5)):
+        state.apply(first, last, [token_entry(9)])
+    assert (state.version, state.entry_count(), state.revision) == (12, 2, before)
+    state.apply(12, 13, [token_entry(2), token_entry(3)])
+    assert (state.version, state.entry_count(), state.revision) == (13, 3, before + 1)
 
 
 def test_changes_during_a_snapshot_are_a_gap(state: TrustState) -> None:
@@ -146,6 +252,25 @@ def test_a_digest_that_differs_is_noticed_and_freshens_nothing(
     with pytest.raises(TrustDiverged):
         beat(state, **changes)
     assert state.staleness() == 5
+
+
+@pytest.mark.parametrize("skew", [-601.0, 601.0])
+def test_while_the_clocks_are_ten_minutes_apart_no_heartbeat_counts(
+    state: TrustState, clock: FixedClock, skew: float
+) -> None:
+    clock.advance(5)
+    beat(state, server_time=clock.now() + skew, expired_through=int(clock.now() + skew))
+    assert (state.staleness(), state.expired_through, state.clock_skew_seconds) == (5, 0, skew)
+    beat(state, server_time=clock.now() + skew * 0.99)
+    assert state.staleness() == 0
+
+
+def test_keys_that_are_held_already_make_no_one_judge_again(state: TrustState, issuer: Issuer) -> None:
+    before = state.revision
+    state.set_keys(ISSUER, [issuer.public_key])
+    assert state.revision == before
+    state.set_keys("https://another.test", [issuer.public_key])
+    assert state.revision == before + 1
 
 
 def test_a_sender_whose_clock_is_behind_is_not_taken_for_a_divergence(state: TrustState) -> None:

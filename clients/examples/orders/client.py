@@ -54,6 +54,10 @@ class OrdersClient:
         """The order as cancelled; needs the role manager."""
         return (await self._call(self._orders.CancelOrder, pb.CancelOrderRequest(order_id=order_id))).order
 
+    async def bill_order(self, order_id: str) -> pb.BillOrderResponse:
+        """Who the order was billed for, and by whom; needs the role clerk."""
+        return await self._call(self._orders.BillOrder, pb.BillOrderRequest(order_id=order_id))
+
     async def _call(self, method: Callable[..., grpc.aio.UnaryUnaryCall[Any, Response]], request: object) -> Response:
         try:
             return await attempt(method(request, metadata=self._metadata()))

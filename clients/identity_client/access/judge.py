@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from identity_client.access.options import Options, Terms
 from identity_client.access.rules import Rule, Rules
 from identity_client.clock import Clock, SystemClock
 from identity_client.errors import (
     AuthenticationTooOld,
     CredentialsMalformed,
     CredentialsMissing,
+    IdentityError,
     MethodNotGuarded,
     PermissionMissing,
     TrustStale,
@@ -30,11 +32,12 @@ _OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY:
 
 
 class Judgement(NamedTuple):
-    """An admitted call: its caller (None for a public method without a token), and whether the identity service is
-    still to confirm that the caller's grant is live."""
+    """An admitted call: its caller (None for a public method without a token), whether the identity service is still to
+    confirm that the caller's grant is live, and whether it was judged from a trust state older than allowed."""
 
     principal: Principal | None
     must_confirm: bool = False
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Ask:
     kind: BearerKind
     raw_token: str = field(repr=False)
     is_anew: bool
+    is_stale: bool = False
 
 
 class Judge:
@@ -59,14 +63,20 @@ class Judge:
         rules: Rules,
         verifier: Verifier,
         trust: TrustState,
-        max_staleness_seconds: float = 30.0,
+        options: Options | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.rules = rules
+        self.options = options or Options()
+        self.clock = clock or SystemClock()
         self._verifier = verifier
         self._trust = trust
-        self._max_staleness = max_staleness_seconds
-        self._clock = clock or SystemClock()
+
+    def confirmed_methods(self) -> list[str]:
+        """The methods for whose callers the identity service may have to be asked."""
+        confirmed = set(self.rules.confirmed_methods())
+        confirmed.update(method for method in self.rules.methods() if self.options.find(method).on_stale == "confirm")
+        return sorted(confirmed)
 
     def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
@@ -79,35 +89,54 @@ class Judge:
             if rule.public:
                 return Judgement(None)
             raise CredentialsMissing()
-        self._check_fresh()
+        terms = self.options.find(method)
+        is_stale = self._is_stale(terms)
+        must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
+        is_accepted_stale = is_stale and not must_confirm
         kind = opaque.kind_of(raw_token)
         if kind in _OPAQUE_BEARERS:
             opaque.split_secret(raw_token, kind)  # a typing error costs no call
-            return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, rule.is_confirmed)
+            return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
         claims = self._verifier.verify(raw_token)
         self._check(rule, claims)
-        return Judgement(Principal(claims, raw_token), rule.is_confirmed)
+        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
 
     def admit(self, ask: Ask, claims: Claims) -> Judgement:
         """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as
         to any other. Raises a TokenError, PermissionMissing, AuthenticationTooOld."""
         self._verifier.check_introspected(claims)
         self._check(ask.rule, claims)
-        return Judgement(Principal(claims, ask.raw_token, ask.kind))
+        return Judgement(Principal(claims, ask.raw_token, ask.kind), is_stale=ask.is_stale)
 
-    def recheck(self, principal: Principal) -> None:
-        """Whether the token behind a running stream still holds. Raises a TokenError, TrustStale."""
+    def recheck(self, method: str, principal: Principal) -> None:
+        """Whether the token behind a running call of *method* still holds. Raises a TokenError, TrustStale.
+
+        A running call is not confirmed: beyond the staleness allowed it ends, unless on_stale is `accept`.
+        """
         if principal.kind is BearerKind.ACCESS_TOKEN:
             self._verifier.recheck(principal.claims)
         else:
             self._verifier.check_introspected(principal.claims)
-        self._check_fresh()
-
-    def _check_fresh(self) -> None:
-        if self._trust.staleness() > self._max_staleness:
+        terms = self.options.find(method)
+        if self._is_stale(terms) and terms.on_stale == "confirm":
             raise TrustStale()
 
+    def _is_stale(self, terms: Terms) -> bool:
+        """Whether the trust state is older than allowed. Raises TrustStale where that, or its absence, refuses."""
+        if self._trust.staleness() <= terms.max_staleness_seconds:
+            return False
+        if terms.on_stale == "reject" or not self._trust.is_ready:
+            raise TrustStale()
+        return True
+
     def _check(self, rule: Rule, claims: Claims) -> None:
+        try:
+            self._check_rule(rule, claims)
+        except IdentityError as error:
+            error.account_id = claims.account_id
+            raise
+
+    def _check_rule(self, rule: Rule, claims: Claims) -> None:
         if not rule.scopes.issubset(claims.scopes):
             raise PermissionMissing()
         if rule.any_roles and rule.any_roles.isdisjoint(claims.roles):
@@ -116,7 +145,7 @@ class Judge:
             self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
 
     def _check_authentication_age(self, limit: float, authentication_time: int | None) -> None:
-        if authentication_time is None or self._clock.now() - authentication_time > limit:
+        if authentication_time is None or self.clock.now() - authentication_time > limit:
             raise AuthenticationTooOld()
 
 

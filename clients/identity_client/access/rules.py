@@ -50,16 +50,27 @@ class Rules:
         return cls(table)
 
     @classmethod
-    def from_modules(cls, *modules: ModuleType) -> Rules:
-        """From the option `identity.v1.access` of every method in generated `_pb2` modules.
+    def from_modules(cls, *modules: ModuleType, table: Mapping[str, Rule] | None = None) -> Rules:
+        """From the option `identity.v1.access` of every method in generated `_pb2` modules, or from *table* for methods
+        without the option and for services of other modules.
 
-        Raises RuleError, which names every method without the option at once.
+        Raises RuleError, which names at once every method that has neither, has two different rules, or stands in the
+        table although its service has no such method.
         """
-        methods = [method for module in modules for method in _methods(module)]
-        missing = [method.full_name for method in methods if not _has_rule(method)]
+        methods = {_full_name(method): method for module in modules for method in _methods(module)}
+        rows = cls.from_table(table or {})
+        missing = [
+            method.full_name for name, method in methods.items() if not _has_rule(method) and not rows.find(name)
+        ]
         if missing:
-            raise RuleError(f"these methods lack the option identity.v1.access: {', '.join(missing)}")
-        return cls({f"/{method.containing_service.full_name}/{method.name}": _rule(method) for method in methods})
+            raise RuleError(
+                f"these methods lack the option identity.v1.access and a row in the table: {', '.join(missing)}"
+            )
+        services = {name.rpartition("/")[0] for name in methods}
+        unknown = [name for name in rows.methods() if name not in methods and name.rpartition("/")[0] in services]
+        if unknown:
+            raise RuleError(f"the table names methods that their services do not have: {', '.join(unknown)}")
+        return cls({name: _rule(method) for name, method in methods.items() if _has_rule(method)}) | rows
 
     def __or__(self, other: Rules) -> Rules:
         """Both together. Raises RuleError where they give one method different rules."""
@@ -68,9 +79,17 @@ class Rules:
                 raise RuleError(f"{method} has two different rules")
         return Rules(self._by_method | other._by_method)
 
+    def with_default(self, other: Rules) -> Rules:
+        """These, and those of *other* for methods without one."""
+        return Rules(other._by_method | self._by_method)
+
     def find(self, method: str) -> Rule | None:
         """The rule of a method, None for a closed one."""
         return self._by_method.get(method)
+
+    def methods(self) -> list[str]:
+        """Every method that has a rule."""
+        return sorted(self._by_method)
 
     def confirmed_methods(self) -> list[str]:
         """The methods whose callers must be confirmed with the identity service."""
@@ -86,6 +105,10 @@ def _methods(module: ModuleType) -> list[MethodDescriptor]:
     if descriptor is None:
         raise RuleError(f"{module.__name__} is not a generated _pb2 module")
     return [method for service in descriptor.services_by_name.values() for method in service.methods]
+
+
+def _full_name(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def _has_rule(method: MethodDescriptor) -> bool:

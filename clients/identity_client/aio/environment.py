@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from identity_client.tls_files import TlsFiles
+
 _REQUIRED = ("IDENTITY_ADDRESS", "IDENTITY_CLIENT_ID", "IDENTITY_CLIENT_SECRET_FILE")
 
 
@@ -22,41 +24,70 @@ class ConfigurationError(ValueError):
 class Connection:
     """How to reach the identity service.
 
-    *address* is host:port (or unix:path). With *ca_certificates* (PEM) the connection is TLS; without, plain text,
-    which is admitted to a loopback address only, unless *is_insecure_allowed*. Raises: ConfigurationError.
+    *address* is host:port (or unix:path), or several of them, separated by commas, of one service: the next is tried
+    when one fails. With *tls* the connection is TLS; without, plain text, which is admitted to a loopback address only,
+    unless *is_insecure_allowed*. Without a *client_secret* we log in by the client certificate of *tls*.
+    Raises: ConfigurationError.
     """
 
     address: str
     client_id: str
-    client_secret: str = field(repr=False)
-    ca_certificates: bytes | None = None
+    client_secret: str = field(default="", repr=False)
+    tls: TlsFiles | None = None
     is_insecure_allowed: bool = False
 
     def __post_init__(self) -> None:
-        if self.ca_certificates is None and not self.is_insecure_allowed and not is_loopback(self.address):
-            raise ConfigurationError(
-                [
-                    f"{self.address} is no loopback address: name the CA's certificate in IDENTITY_CA_FILE, "
-                    "or set IDENTITY_INSECURE=1 to send tokens in plain text"
-                ]
-            )
+        if not all(self.addresses):
+            raise ConfigurationError([f"IDENTITY_ADDRESS: {self.address!r} names an empty address: remove a comma"])
+        if not self.client_secret and not (self.tls and self.tls.certificate_file):
+            raise ConfigurationError(["a client secret is needed, or a client certificate"])
+        self.check_plain_text(*self.addresses)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each address by itself."""
+        return tuple(address.strip() for address in self.address.split(","))
+
+    def check_plain_text(self, *addresses: str) -> None:
+        """Raises ConfigurationError: without TLS, tokens would be sent in plain text to another machine."""
+        if self.tls is None and not self.is_insecure_allowed:
+            problems = [
+                f"{address} is no loopback address: name the CA's certificate in IDENTITY_CA_FILE, "
+                "or set IDENTITY_INSECURE=1 to send tokens in plain text"
+                for address in addresses
+                if not is_loopback(address)
+            ]
+            if problems:
+                raise ConfigurationError(problems)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Connection:
-        """Reads IDENTITY_ADDRESS, IDENTITY_CLIENT_ID, IDENTITY_CLIENT_SECRET_FILE, and, if set, IDENTITY_CA_FILE and
+        """Reads IDENTITY_ADDRESS, IDENTITY_CLIENT_ID, IDENTITY_CLIENT_SECRET_FILE, and, if set, IDENTITY_CA_FILE,
+        IDENTITY_CERTIFICATE_FILE with IDENTITY_KEY_FILE (a client certificate: the secret is not needed then), and
         IDENTITY_INSECURE. Raises: ConfigurationError, with every problem at once."""
-        problems = [f"{name} is not set" for name in _REQUIRED if not environ.get(name)]
+        required = _REQUIRED[:-1] if environ.get("IDENTITY_CERTIFICATE_FILE") else _REQUIRED
+        problems = [f"{name} is not set" for name in required if not environ.get(name)]
         secret = _read(environ, "IDENTITY_CLIENT_SECRET_FILE", problems)
-        ca_certificates = _read(environ, "IDENTITY_CA_FILE", problems)
+        tls = _tls_files(environ, problems)
         if problems:
             raise ConfigurationError(problems)
         return cls(
             address=environ["IDENTITY_ADDRESS"],
             client_id=environ["IDENTITY_CLIENT_ID"],
             client_secret=(secret or b"").decode("ascii", "replace").strip(),
-            ca_certificates=ca_certificates,
+            tls=tls,
             is_insecure_allowed=environ.get("IDENTITY_INSECURE") == "1",
         )
+
+
+def _tls_files(environ: Mapping[str, str], problems: list[str]) -> TlsFiles | None:
+    names = ("IDENTITY_CA_FILE", "IDENTITY_CERTIFICATE_FILE", "IDENTITY_KEY_FILE")
+    for name in names:
+        _read(environ, name, problems)
+    ca, certificate, key = (environ.get(name, "") for name in names)
+    if bool(certificate) != bool(key):
+        problems.append("IDENTITY_CERTIFICATE_FILE and IDENTITY_KEY_FILE belong together")
+    return TlsFiles(ca, certificate, key) if ca or certificate else None
 
 
 def _read(environ: Mapping[str, str], name: str, problems: list[str]) -> bytes | None:

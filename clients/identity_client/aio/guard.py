@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,11 +11,16 @@ import grpc
 import grpc.aio
 
 from identity_client import status
+from identity_client.access.gate import Gate
+from identity_client.access.hooks import Hooks
 from identity_client.access.judge import Ask, Judge, Judgement
-from identity_client.aio.handlers import Binder, bind
-from identity_client.aio.streams import OpenStreams
-from identity_client.errors import IdentityError, Internal, TokenMalformed, UnknownKey
-from identity_client.principal import Principal, set_principal
+from identity_client.access.report import Report
+from identity_client.access.streams import Watch
+from identity_client.aio.handlers import AsyncBinding, is_async
+from identity_client.aio.streams import Sweeper
+from identity_client.errors import IdentityError, Internal, TokenMalformed
+from identity_client.principal import Principal
+from identity_client.sync.handlers import Handler, SyncBinding
 from identity_client.tokens.claims import Claims
 
 _log = logging.getLogger(__name__)
@@ -46,26 +52,33 @@ class Guard(grpc.aio.ServerInterceptor):
         confirm: Confirm | None = None,
         introspect: Introspect | None = None,
         on_unknown_key: Callable[[], None] | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
-        if confirm is None and (methods := judge.rules.confirmed_methods()):
+        if confirm is None and (methods := judge.confirmed_methods()):
             raise ValueError(f"these methods demand confirmation, but no confirm was given: {', '.join(methods)}")
         self._judge = judge
-        self._audience = audience
         self._confirm = confirm
         self._introspect = introspect
-        self._on_unknown_key = on_unknown_key
-        self._streams = OpenStreams(judge.recheck)
-        self._binders: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], Binder]] = {}
+        self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
+        self._watch = Watch(judge.recheck, self._gate.is_ended)
+        self._sweeper: Sweeper | None = None
+        self._bindings: dict[str, tuple[Handler[Any, Any], AsyncBinding | SyncBinding]] = {}
+
+    @property
+    def report(self) -> Report:
+        """What would have been refused where refusals are not enforced."""
+        return self._gate.report
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> Handler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         method = handler_call_details.method
+        self._gate.judged(method)
         try:
             judgement = self._judge.judge(method, handler_call_details.invocation_metadata)
             if isinstance(judgement, Ask):
@@ -73,13 +86,17 @@ class Guard(grpc.aio.ServerInterceptor):
             if judgement.must_confirm:
                 await self._check_confirmed(judgement)
         except IdentityError as error:
-            return self._refusal(error)
+            return self._refused(method, handler, error)
         except Exception:
             # grpc would send the exception's text to the caller.
             _log.exception("the guard failed to judge a call of %s and refused it", method)
-            return self._refusal(Internal())
-        set_principal(judgement.principal)
-        return self._bound(method, handler)
+            return self._refused(method, handler, Internal())
+        self._gate.admitted(method, judgement)
+        principal = judgement.principal
+        binding = self._bound(method, handler)
+        if principal is not None and principal.certificate_thumbprint:
+            return binding.open(self._gate.binding(method, principal))
+        return binding.admit(principal)
 
     async def _ask(self, ask: Ask) -> Judgement:
         if self._introspect is None:
@@ -90,15 +107,27 @@ class Guard(grpc.aio.ServerInterceptor):
         if judgement.principal is not None and self._confirm is not None:
             await self._confirm(judgement.principal)
 
-    def _bound(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        known = self._binders.get(method)  # only methods with a rule come here, so their number is bounded
-        if known is None or known[0] is not handler:
-            known = self._binders[method] = (handler, bind(handler, self._streams, self._abort))
-        return known[1]()
+    def _bound(self, method: str, handler: Handler[Any, Any]) -> AsyncBinding | SyncBinding:
+        known = self._bindings.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        binding = self._bind(method, handler)
+        if self._judge.rules.find(method) is not None:  # their number is bounded
+            self._bindings[method] = (handler, binding)
+        return binding
 
-    def _refusal(self, error: IdentityError) -> grpc.RpcMethodHandler[Any, Any]:
-        if isinstance(error, UnknownKey) and self._on_unknown_key is not None:
-            self._on_unknown_key()
+    def _bind(self, method: str, handler: Handler[Any, Any]) -> AsyncBinding | SyncBinding:
+        if self._sweeper is None:
+            self._sweeper = Sweeper(self._watch, asyncio.get_running_loop())
+        if is_async(handler):
+            return AsyncBinding(method, handler, sweeper=self._sweeper, refuse=self._abort)
+        wake = self._sweeper.wake_from_thread
+        return SyncBinding(method, handler, watch=self._watch, wake=wake, refuse=self._abort_from_thread)
+
+    def _refused(self, method: str, handler: Handler[Any, Any], error: IdentityError) -> Handler[Any, Any]:
+        self._gate.refused(method, error)
+        if not self._gate.is_enforced(method):
+            return self._bound(method, handler).open(self._gate.reporting(method, error))
 
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await self._abort(context, error)
@@ -107,6 +136,9 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(refuse)
 
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: IdentityError) -> None:
-        details = status.pack(error, refused_by="guard", audience=self._audience)
-        metadata = ((status.STATUS_DETAILS_KEY, details),)
-        await context.abort(grpc.StatusCode[error.status], status.message_of(error), metadata)
+        code, message, metadata = status.refusal(error, self._gate.audience)
+        await context.abort(code, message, metadata)
+
+    def _abort_from_thread(self, context: Any, error: IdentityError) -> None:
+        code, message, metadata = status.refusal(error, self._gate.audience)
+        context.abort(code, message, metadata)

@@ -8,43 +8,36 @@ import logging
 import os
 from collections.abc import Collection, Coroutine, Mapping
 from types import ModuleType, TracebackType
-from typing import Self
+from typing import Any, Self
 
-import grpc
 import grpc.aio
 
-from identity.v1 import trust_pb2 as pb
-from identity.v1.authentication_pb2_grpc import AuthenticationServiceStub
-from identity.v1.trust_pb2_grpc import TrustServiceStub
-from identity_client.access.judge import Judge
-from identity_client.access.rules import HEALTH_RULES, Rules
+from identity_client.access.gate import Process
+from identity_client.access.hooks import Hooks
+from identity_client.access.options import MethodOptions, OnStale
+from identity_client.access.rules import Rule
+from identity_client.access.setup import DEFAULT_GROUP, make_judge
+from identity_client.aio import logins
+from identity_client.aio.behalf import Exchanges, FindCaller
+from identity_client.aio.channel import FindSource, interceptors
+from identity_client.aio.endpoints import CHANNEL_OPTIONS, Endpoints, open_channel
 from identity_client.aio.environment import Connection
 from identity_client.aio.guard import Guard
+from identity_client.aio.inquiries import Inquiries
+from identity_client.aio.introspection import Introspections
+from identity_client.aio.logins import Wish
+from identity_client.aio.readiness import OnReady, Readiness
 from identity_client.aio.stream import TrustStream
-from identity_client.aio.token_source import TokenSource
+from identity_client.aio.token_source import IDENTITY_AUDIENCE, TokenSource
 from identity_client.clock import Clock, SystemClock
-from identity_client.errors import (
-    DependencyDown,
-    IdentityError,
-    PermissionMissing,
-    RetryLater,
-    TokenOutdated,
-    TokenRevoked,
-)
+from identity_client.errors import PermissionMissing, RetryLater
 from identity_client.principal import Principal
-from identity_client.tokens.verifier import Verifier
-from identity_client.trust import wire
+from identity_client.tls_files import TlsFiles
+from identity_client.tokens.claims import Claims
+from identity_client.trust.metrics import TrustMetrics
 from identity_client.trust.state import TrustState
 
-DEFAULT_GROUP = "internal"
 _KEY_FETCH_SECONDS = 5.0
-_CALL_SECONDS = 5.0
-_CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # the stream has its own back-off; the default would wait minutes
-    ("grpc.enable_http_proxy", 0),  # a proxy out of the environment would read plain text meant for loopback
-)
 
 _log = logging.getLogger(__name__)
 
@@ -58,34 +51,54 @@ class Identity:
 
     Entering raises BadCredentials or another IdentityError if the service refuses us, StartError after
     *start_timeout_seconds*. Leaving ends the trust stream: guards close once *max_staleness_seconds* have passed.
+
+    *on_ready* is told True once the trust state is fresh enough to serve (at most *ready_staleness_seconds* old), False
+    when it no longer is, and at the end: hand that on to your health service. *metrics* counts what happens to it.
     """
 
     def __init__(
-        self, connection: Connection, *, clock: Clock | None = None, start_timeout_seconds: float = 30.0
+        self,
+        connection: Connection,
+        *,
+        clock: Clock | None = None,
+        start_timeout_seconds: float = 30.0,
+        on_ready: OnReady | None = None,
+        ready_staleness_seconds: float = 30.0,
+        metrics: TrustMetrics | None = None,
     ) -> None:
         self._connection = connection
         self._clock = clock or SystemClock()
         self._start_timeout_seconds = start_timeout_seconds
+        self._metrics = metrics or TrustMetrics()
         self.trust = TrustState(self._clock)
+        self._readiness = Readiness(self.trust, ready_staleness_seconds, on_ready, self._metrics)
         self._keys_fetched_at = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sources: set[TokenSource] = set()
+        self._process = Process("Identity")
+        self.introspections = Introspections(self._look, trust=self.trust, clock=self._clock)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        on_ready: OnReady | None = None,
+        metrics: TrustMetrics | None = None,
+    ) -> Self:
         """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE.
         Raises: ConfigurationError, with every problem at once."""
-        return cls(Connection.from_env(os.environ if environ is None else environ))
+        connection = Connection.from_env(os.environ if environ is None else environ)
+        return cls(connection, on_ready=on_ready, metrics=metrics)
 
     async def __aenter__(self) -> Self:
-        self._channel = _open_channel(self._connection)
-        self._trust_stub = TrustServiceStub(self._channel)
-        self._tokens = TokenSource(
-            AuthenticationServiceStub(self._channel),
-            client_id=self._connection.client_id,
-            client_secret=self._connection.client_secret,
-            clock=self._clock,
+        self._process.check()
+        self._endpoints = Endpoints(self._connection)
+        self._tokens = self.token_source(IDENTITY_AUDIENCE)
+        self._inquiries = Inquiries(self._endpoints, self._tokens)
+        self._stream = TrustStream(
+            self._endpoints, trust=self.trust, tokens=self._tokens, clock=self._clock, metrics=self._metrics
         )
-        self._stream = TrustStream(self._trust_stub, trust=self.trust, tokens=self._tokens, clock=self._clock)
         try:
             await self._start()
         except BaseException:
@@ -107,34 +120,97 @@ class Identity:
         self,
         name: str,
         *modules: ModuleType,
+        rules: Mapping[str, Rule] | None = None,
         groups: Collection[str] = (DEFAULT_GROUP,),
         max_staleness_seconds: float = 30.0,
+        on_stale: OnStale = "reject",
+        enforce: bool = True,
+        methods: Mapping[str, MethodOptions] | None = None,
+        hooks: Hooks | None = None,
     ) -> Guard:
         """The interceptor of a service *name*: it accepts tokens for that name and for *groups*.
 
-        *modules* are the generated `_pb2` modules of every service that the server registers; each method needs the
-        option `identity.v1.access` (RuleError otherwise). The health service is open. Calls are refused UNAVAILABLE
-        while the trust state is older than *max_staleness_seconds*.
+        *modules* are the generated `_pb2` modules of every service that the server registers. Each method needs the
+        option `identity.v1.access` or a row in *rules*, by full name (/package.Service/Method); RuleError names those
+        that have neither. The health service is open unless *rules* say otherwise, reflection is closed.
+
+        *on_stale* says what happens to a call while the trust state is older than *max_staleness_seconds*. Without
+        *enforce* nothing is refused: the call goes through without a principal, and `report` of the guard says what
+        would have been. *methods* changes these three for single methods. *hooks* is told of every judgement.
         """
-        verifier = Verifier(audiences=frozenset({name, *groups}), trust=self.trust, clock=self._clock)
-        judge = Judge(
-            rules=Rules.from_modules(*modules) | HEALTH_RULES,
-            verifier=verifier,
+        self._process.check()
+        judge = make_judge(
+            name,
+            modules,
             trust=self.trust,
+            clock=self._clock,
+            rules=rules,
+            groups=groups,
             max_staleness_seconds=max_staleness_seconds,
+            on_stale=on_stale,
+            enforce=enforce,
+            methods=methods,
         )
-        return Guard(judge, audience=name, confirm=self.confirm, on_unknown_key=self.note_unknown_key)
+        return Guard(
+            judge,
+            audience=name,
+            confirm=self.confirm,
+            introspect=self.introspections.introspect,
+            on_unknown_key=self.note_unknown_key,
+            hooks=hooks,
+        )
+
+    def token_source(self, audience: str, scopes: Collection[str] = ()) -> TokenSource:
+        """Our own access token for *audience*, always at hand; it ends with this object."""
+        name, secret = self._connection.client_id, self._connection.client_secret
+        wish = Wish(audience, tuple(scopes))
+        if secret:
+            obtain = logins.by_client_secret(self._endpoints, name, secret, wish)
+        else:
+            obtain = logins.by_certificate(self._endpoints, wish)
+        source = TokenSource(obtain, name=f"{name} for {audience}", clock=self._clock)
+        self._sources.add(source)
+        return source
+
+    def exchanges(self, audience: str, scopes: Collection[str] = ()) -> Exchanges:
+        """Tokens that we received, exchanged for ones for *audience*."""
+        wish = Wish(audience, tuple(scopes))
+
+        def open_source(raw_token: str) -> TokenSource:
+            obtain = logins.by_exchange(self._endpoints, raw_token, self._tokens, wish)
+            return TokenSource(obtain, name=f"a caller for {audience}", clock=self._clock)
+
+        return Exchanges(open_source)
+
+    def channel(
+        self,
+        target: str,
+        *,
+        audience: str,
+        scopes: Collection[str] = (),
+        on_behalf_of: FindCaller | None = None,
+        tls: TlsFiles | None = None,
+        options: Collection[tuple[str, Any]] = (),
+    ) -> grpc.aio.Channel:
+        """A channel to the service *audience* at *target*, whose calls carry a token and renew it by themselves.
+
+        By default we call as ourselves. With *on_behalf_of* (`current_principal`) each call is made for that caller:
+        the token that we received is exchanged for one for *audience*, with no more than *scopes*, and our account
+        stands in it as the actor; our account needs the scope identity.exchange. TLS as to the identity service, or by
+        the files *tls*, which are read again when they change.
+        Raises ConfigurationError: tokens would leave the machine in plain text. Calls raise IdentityError where no
+        token can be had, NoPrincipal where there is nobody to act for.
+        """
+        self._process.check()
+        if tls is None:
+            self._connection.check_plain_text(target)
+        chain = interceptors(self._find_source(audience, tuple(scopes), on_behalf_of), audience)
+        return open_channel(target, tls or self._connection.tls, chain, [*CHANNEL_OPTIONS, *options])
 
     async def confirm(self, principal: Principal) -> None:
         """Asks the service's database whether the grant behind *principal* is live. Raises: TokenRevoked,
         TokenOutdated, DependencyDown (no answer)."""
-        standing = await self._standing(principal)
-        if standing == pb.TOKEN_STANDING_REVOKED:
-            raise TokenRevoked
-        if standing == pb.TOKEN_STANDING_OUTDATED:
-            raise TokenOutdated
-        if standing != pb.TOKEN_STANDING_LIVE:
-            raise DependencyDown("The identity service gave no standing for the token: repeat the call later.")
+        await self._inquiries.confirm(principal)
 
     def note_unknown_key(self) -> None:
         """Fetches the keys in the background, at most once in 5 s; the keys held are kept whatever comes."""
@@ -150,6 +226,8 @@ class Identity:
                 await self._authenticate_first()
                 self._spawn(self._stream.run())
                 await self._stream.ready.wait()
+            await self._readiness.look()
+            self._spawn(self._readiness.run())
         except TimeoutError:
             problem = f": {self._stream.problem}" if self._stream.problem else ""
             if isinstance(self._stream.problem, PermissionMissing):
@@ -168,50 +246,30 @@ class Identity:
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        for source in self._sources:
+            await source.close()
+        await self.introspections.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close()
+        await self._readiness.end()
+        await self._endpoints.close()
 
-    async def _standing(self, principal: Principal) -> pb.TokenStanding.ValueType:
-        request = pb.CheckRevocationRequest(tokens=[_token_identity(principal)])
-        try:
-            token = await self._tokens.get()
-            response = await self._trust_stub.CheckRevocation(request, metadata=token.metadata, timeout=_CALL_SECONDS)
-        except (IdentityError, grpc.aio.AioRpcError) as error:
-            # Whatever is wrong between the service and us, the caller's token is not to blame.
-            raise DependencyDown("The identity service did not confirm the token: repeat the call later.") from error
-        return response.standings[0] if len(response.standings) == 1 else pb.TOKEN_STANDING_UNSPECIFIED
+    async def _look(self, raw_token: str) -> Claims | None:
+        return await self._inquiries.look(raw_token, self.trust.issuer)
 
     async def _fetch_keys(self) -> None:
-        try:
-            response = await self._trust_stub.GetKeys(pb.GetKeysRequest(), timeout=_CALL_SECONDS)
-            issuer, keys = wire.keys_from_message(response.key_set)
-        except (grpc.aio.AioRpcError, IdentityError, ValueError) as error:
-            _log.warning("the keys could not be fetched; those held are kept: %s", type(error).__name__)
-            return
-        self.trust.set_keys(issuer, keys)
+        found = await self._inquiries.keys()
+        if found is not None:
+            self.trust.set_keys(*found)
+
+    def _find_source(self, audience: str, scopes: tuple[str, ...], on_behalf_of: FindCaller | None) -> FindSource:
+        if on_behalf_of is None:
+            source = self.token_source(audience, scopes)
+            return lambda: source
+        exchanges = self.exchanges(audience, scopes)
+        return lambda: exchanges.source(on_behalf_of().raw_token)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         # In an empty context: a task started while a call is judged must not keep that caller's principal.
         task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _open_channel(connection: Connection) -> grpc.aio.Channel:
-    if connection.ca_certificates is None:
-        return grpc.aio.insecure_channel(connection.address, options=_CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(root_certificates=connection.ca_certificates)
-    return grpc.aio.secure_channel(connection.address, credentials, options=_CHANNEL_OPTIONS)
-
-
-def _token_identity(principal: Principal) -> pb.TokenIdentity:
-    claims = principal.claims
-    return pb.TokenIdentity(
-        token_id=claims.token_id,
-        grant_id=claims.grant_id,
-        account_id=claims.account_id,
-        generation=claims.generation,
-        policy_version=claims.policy_version,
-        key_id=claims.key_id,
-        roles=claims.roles,
-    )

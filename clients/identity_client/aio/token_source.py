@@ -1,38 +1,31 @@
-"""The peer's own access token, obtained by client secret and renewed ahead of its expiry."""
+"""An access token that is always at hand: obtained by some log-in, renewed ahead of its expiry while calls go on."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-import grpc
-import grpc.aio
-
-from identity.v1 import authentication_pb2 as pb
-from identity_client import status
 from identity_client.clock import Clock
-from identity_client.errors import IdentityError
-
-if TYPE_CHECKING:  # the asyncio stubs exist as types only
-    from identity.v1.authentication_pb2_grpc import AuthenticationServiceAsyncStub
+from identity_client.errors import IdentityError, RetryLater
 
 IDENTITY_AUDIENCE = "identity"
-_RENEW_AFTER_SHARE = 0.8  # of the lifetime; the rest is time to get over an outage
+_EARLIEST_RENEWAL, _LATEST_RENEWAL = 0.7, 0.8  # shares of the lifetime; the rest is time to get over an outage
 _RETRY_SECONDS = 5.0
-_CALL_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
+_random = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """A token and when to renew it. Times are Unix seconds."""
+    """A token and when it expires, in Unix seconds."""
 
     raw_token: str = field(repr=False)
     expire_time: float
-    renew_time: float
 
     @property
     def metadata(self) -> tuple[tuple[str, str]]:
@@ -40,55 +33,91 @@ class AccessToken:
         return (("authorization", f"Bearer {self.raw_token}"),)
 
 
-class TokenSource:
-    """Hands out an access token for the identity service itself; concurrent callers share one Authenticate."""
+Obtain = Callable[[], Awaitable[AccessToken]]
+"""One log-in, exchange or refresh. Raises IdentityError."""
 
-    def __init__(
-        self, stub: AuthenticationServiceAsyncStub, *, client_id: str, client_secret: str, clock: Clock
-    ) -> None:
-        self._stub = stub
-        self._client_id = client_id
-        self._client_secret = client_secret
+
+class TokenSource:
+    """Hands out one access token to any number of callers. Lives on one event loop.
+
+    From 70-80 % of its lifetime on (a share drawn for each token, so that a fleet does not renew in step) a token is
+    renewed in the background, and handed out meanwhile: nobody waits. While the service is down it goes on being handed
+    out until it expires. There is one renewal in flight at a time; RetryInfo says when the next may be.
+    """
+
+    def __init__(self, obtain: Obtain, *, name: str, clock: Clock) -> None:
+        self._obtain = obtain
+        self._name = name
         self._clock = clock
         self._held: AccessToken | None = None
-        self._lock = asyncio.Lock()
+        self._renew_time = 0.0
+        self._renewal: asyncio.Task[AccessToken] | None = None
+
+    @property
+    def held(self) -> AccessToken | None:
+        """The token in hand, if it is good and needs no renewal. May be read from any thread."""
+        held = self._held
+        return held if held is not None and self._clock.now() < min(self._renew_time, held.expire_time) else None
 
     async def get(self) -> AccessToken:
-        """The held token, renewed if that is due. Raises: IdentityError, unless the held one is still alive."""
-        async with self._lock:
-            now = self._clock.now()
-            if self._held is None or now >= self._held.renew_time:
-                self._held = await self._renewed(self._held, now)
+        """A token that has not expired. Raises IdentityError if there is none and none can be had."""
+        now, held = self._clock.now(), self._held
+        if held is None or now >= held.expire_time:
+            return await asyncio.shield(self._renewed())  # one caller who leaves must not fail the others
+        if now >= self._renew_time:
+            self._renewed()
+        return held
+
+    async def fresh(self) -> AccessToken:
+        """A token that need not be renewed soon, for what outlives a call; the one in hand where there is no other.
+        Raises IdentityError if there is none."""
+        if self.held is not None:
+            return self.held
+        try:
+            return await asyncio.shield(self._renewed())
+        except IdentityError:
+            if self._held is None or self._clock.now() >= self._held.expire_time:
+                raise
             return self._held
 
     def discard(self, token: AccessToken) -> None:
-        """Forgets a token that the identity service has refused."""
+        """Forget a token that was refused; the next call waits for another. One that was replaced already stays."""
         if self._held is token:
             self._held = None
 
     def is_due(self, token: AccessToken) -> bool:
-        """Whether the token is to be renewed."""
-        return self._clock.now() >= token.renew_time
+        """Whether *token* is no longer the one to use."""
+        return token is not self._held or self._clock.now() >= self._renew_time
 
-    async def _renewed(self, held: AccessToken | None, now: float) -> AccessToken:
+    async def close(self) -> None:
+        """End the renewal in flight."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+
+    def _renewed(self) -> asyncio.Task[AccessToken]:
+        if self._renewal is None or self._renewal.done():
+            # In an empty context: it must not keep the principal of whoever happened to call first.
+            task = asyncio.get_running_loop().create_task(self._renew(), context=contextvars.Context())
+            task.add_done_callback(_note_outcome)
+            self._renewal = task
+        return self._renewal
+
+    async def _renew(self) -> AccessToken:
+        started = self._clock.now()
         try:
-            return await self._authenticate(now)
+            token = await self._obtain()
         except IdentityError as error:
-            if held is None or now >= held.expire_time:
-                raise
-            _log.warning("the access token of %s could not be renewed: %s", self._client_id, error.reason)
-            return replace(held, renew_time=now + _RETRY_SECONDS)
+            wait = error.retry_after_seconds if isinstance(error, RetryLater) else _RETRY_SECONDS
+            self._renew_time = self._clock.now() + max(wait, _random.uniform(0.5, 1.0))
+            _log.warning("the access token of %s could not be renewed: %s", self._name, error.reason)
+            raise
+        share = _random.uniform(_EARLIEST_RENEWAL, _LATEST_RENEWAL)
+        self._held, self._renew_time = token, started + share * (token.expire_time - started)
+        return token
 
-    async def _authenticate(self, now: float) -> AccessToken:
-        request = pb.AuthenticateRequest(
-            client_secret=pb.ClientSecretCredential(client_id=self._client_id, client_secret=self._client_secret),
-            grant_type=pb.GRANT_TYPE_ACCESS_TOKEN,
-            audience=IDENTITY_AUDIENCE,
-        )
-        try:
-            response = await self._stub.Authenticate(request, timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise status.from_rpc_error(error) from error
-        expire_time = response.access.access_token_expire_time.seconds
-        renew_time = now + _RENEW_AFTER_SHARE * (expire_time - now)
-        return AccessToken(response.access.access_token, expire_time, renew_time)
+
+def _note_outcome(task: asyncio.Task[AccessToken]) -> None:
+    """A failed renewal that nobody waits for was logged already."""
+    if not task.cancelled():
+        task.exception()

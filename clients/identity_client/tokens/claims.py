@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+NO_END = 2**53 - 1
+"""The expire_time of an API key that never expires."""
+
 
 class Claims(NamedTuple):
     """The claims of one access token (RFC 9068 profile). Times are whole Unix seconds.
@@ -31,3 +34,4 @@ class Claims(NamedTuple):
     authentication_time: int | None = None  # auth_time: when a person proved who they are
     authentication_methods: tuple[str, ...] = ()  # amr
     certificate_thumbprint: str = ""  # cnf.x5t#S256: the client certificate that the token is bound to (RFC 8705)
+    actors: tuple[str, ...] = ()  # act: who acts for the account, the nearest first (RFC 8693 section 4.1)

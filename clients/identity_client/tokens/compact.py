@@ -25,6 +25,7 @@ SIGNATURE_BYTES = 64
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _HALF_ORDER = _ORDER // 2
+_OBJECTS = frozenset({"cnf", "act"})
 _PLAIN = frozenset({str, int, bool, type(None), list})
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _ES256 = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
@@ -57,7 +58,7 @@ def split(raw_token: str) -> Parts:
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:
-    """One JSON object of texts, integers, true, false, null and lists of texts, and of cnf, an object of texts.
+    """One JSON object of texts, integers, true, false, null, lists of texts, and the objects cnf and act.
 
     The bytes must be the very ones that our encoder writes for these members. That leaves nothing that two parsers
     could read differently: no duplicate names, fractions, NaN, odd escapes, white space, or bytes beyond ASCII.
@@ -66,11 +67,12 @@ def parse_payload(payload: bytes) -> dict[str, Any]:
     try:
         text = payload.decode("ascii")
         members = json.loads(text)
+        is_ours = type(members) is dict and _is_plain(members) and _ENCODER.encode(members) == text
     except (ValueError, RecursionError):
-        raise TokenMalformed() from None
-    if type(members) is not dict or not _is_plain(members) or _ENCODER.encode(members) != text:
+        is_ours = False
+    if not is_ours:
         raise TokenMalformed()
-    return members
+    return members  # type: ignore[no-any-return]
 
 
 def check_signature(key: PublicKey, signing_input: bytes, signature: bytes) -> bool:
@@ -131,17 +133,20 @@ def _payload(claims: Claims) -> dict[str, Any]:
         payload["amr"] = list(claims.authentication_methods)
     if claims.certificate_thumbprint:
         payload["cnf"] = {"x5t#S256": claims.certificate_thumbprint}
+    if claims.actors:
+        payload["act"] = _nested(claims.actors)
     return payload
 
 
+def _nested(actors: tuple[str, ...]) -> dict[str, Any]:
+    nearest, *earlier = actors
+    return {"sub": nearest, "act": _nested(tuple(earlier))} if earlier else {"sub": nearest}
+
+
 def _is_plain(members: dict[str, Any]) -> bool:
-    """Whether each value is a text, an integer, true, false, null or a list of texts; cnf an object of texts."""
-    values = list(members.values())
-    if "cnf" in members:
-        confirmation = members["cnf"]
-        if type(confirmation) is not dict:
-            return False
-        values = [value for value in values if value is not confirmation] + list(confirmation.values())
+    """Whether each value is a text, an integer, true, false, null or a list of texts; cnf and act are objects, whose
+    own form is judged where their claims are read."""
+    values = [value for name, value in members.items() if name not in _OBJECTS or type(value) is not dict]
     if not _PLAIN.issuperset(map(type, values)):
         return False
     lists = [value for value in values if type(value) is list]

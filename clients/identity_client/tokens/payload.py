@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from identity_client.errors import TokenMalformed
 from identity_client.tokens.claims import Claims
 
 MAXIMUM_ITEMS = 64
+MAXIMUM_ACTORS = 4
 
 _TIME_LIMIT = 2**53  # what every JSON reader holds exactly (RFC 7493 section 2.2)
 _NAME = re.compile(r"[!-~]{1,128}")
@@ -20,8 +22,8 @@ _SCOPE = re.compile(r"[!#-\[\]-~]{1,64}(?: [!#-\[\]-~]{1,64}){0,63}")  # RFC 674
 
 _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 32 bytes as canonical base64url
 
-_NOT_ISSUED = frozenset({"nbf", "act"})
-"""Claims that restrict a token. This version issues none, and a verifier must never ignore one."""
+_NOT_ISSUED = frozenset({"nbf"})
+"""A claim that restricts a token. We issue none, and a verifier must never ignore one."""
 
 
 def read_claims(members: dict[str, Any], key_id: str) -> Claims:
@@ -46,6 +48,7 @@ def read_claims(members: dict[str, Any], key_id: str) -> Claims:
             authentication_time=_whole(members["auth_time"]) if "auth_time" in members else None,
             authentication_methods=_texts(members["amr"], _METHOD) if "amr" in members else (),
             certificate_thumbprint=_thumbprint(members["cnf"]) if "cnf" in members else "",
+            actors=tuple(_actors(members["act"])) if "act" in members else (),
         )
     except KeyError:
         raise TokenMalformed() from None
@@ -68,6 +71,18 @@ def _thumbprint(value: object) -> str:
     if type(value) is not dict or value.keys() != {"x5t#S256"}:
         raise TokenMalformed()
     return _text(value["x5t#S256"], _THUMBPRINT)
+
+
+def _actors(value: object) -> Iterator[str]:
+    """Each actor holds the one before it (RFC 8693 section 4.1)."""
+    for _ in range(MAXIMUM_ACTORS):
+        if type(value) is not dict or not {"sub"} <= value.keys() <= {"sub", "act"}:
+            raise TokenMalformed()
+        yield _text(value["sub"], _NAME)
+        if "act" not in value:
+            return
+        value = value["act"]
+    raise TokenMalformed()
 
 
 def _whole(value: object) -> int:

@@ -2,7 +2,8 @@
 
 length -> shape -> header -> key -> payload -> signature -> issuer -> times -> revocation -> audience. No claim is used
 before the signature holds, and no option switches a check off. A token that passed is remembered by the SHA-256 of its
-text; each later use checks expiry and audience, and revocation again whenever the trust state has moved.
+text; each later use checks expiry and audience, and revocation again whenever the trust state has moved. Several
+threads may verify at once: what they remember for each other is replaced whole, and at worst proved twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol
 from identity_client.clock import Clock
 from identity_client.errors import (
     BadSignature,
+    TokenError,
     TokenExpired,
     TokenMalformed,
     TokenNotYetValid,
@@ -86,7 +88,7 @@ class Verifier:
         """The claims of a token that holds for one of our audiences. Raises a TokenError that says why not."""
         claims = self.verify_any_audience(raw_token)
         if claims.audience not in self._audiences:
-            raise WrongAudience()
+            raise _of(claims, WrongAudience())
         return claims
 
     def verify_any_audience(self, raw_token: str) -> Claims:
@@ -98,7 +100,7 @@ class Verifier:
         if remembered is None:
             return self._verify_anew(raw_token, name)
         if remembered.revision == self._trust.revision:
-            self._check_not_expired(remembered.claims)
+            self._check_expiry(remembered.claims)
         else:
             self._judge_again(remembered)
         if name not in self._young:
@@ -107,20 +109,20 @@ class Verifier:
 
     def recheck(self, claims: Claims) -> None:
         """Whether verified *claims* still hold. Raises TokenExpired, UnknownKey, TokenRevoked, TokenOutdated."""
-        self._check_not_expired(claims)
+        self._check_expiry(claims)
         if self._trust.find_key(claims.key_id) is None:
             raise UnknownKey()
-        self._trust.check(claims)
+        self._check_trust(claims)
 
     def check_introspected(self, claims: Claims) -> None:
         """Whether what the identity service answered about an opaque text holds here, and still. The answer may be
         some seconds old, so the trust state is asked all the same. No leeway: the service itself said when it ends.
         Raises TokenExpired, TokenRevoked, TokenOutdated, WrongAudience."""
         if max(self._clock.now(), self._trust.expired_through) >= claims.expire_time:
-            raise TokenExpired()
-        self._trust.check(claims)
+            raise _of(claims, TokenExpired())
+        self._check_trust(claims)
         if claims.audience not in self._audiences:
-            raise WrongAudience()
+            raise _of(claims, WrongAudience())
 
     def _judge_again(self, remembered: _Remembered) -> None:
         revision = self._trust.revision  # read first: a change in between is then judged at the next use
@@ -131,7 +133,7 @@ class Verifier:
         revision = self._trust.revision
         claims = self._proved_claims(compact.split(raw_token))
         self._check_issuer_and_times(claims)
-        self._trust.check(claims)
+        self._check_trust(claims)
         self._remember(name, _Remembered(claims, revision))
         return claims
 
@@ -151,19 +153,31 @@ class Verifier:
             raise TokenMalformed()
         if claims.issue_time > self._clock.now() + self._leeway:
             raise TokenNotYetValid()
-        self._check_not_expired(claims)
+        self._check_expiry(claims)
 
-    def _check_not_expired(self, claims: Claims) -> None:
+    def _check_expiry(self, claims: Claims) -> None:
         """Refused once now >= exp + leeway (RFC 7519 section 4.1.4).
 
         The issuer's own time counts as well as ours: it has forgotten the revocations of tokens that were dead by
         then, and a clock that steps back must not revive them.
         """
         if max(self._clock.now(), self._trust.expired_through) >= claims.expire_time + self._leeway:
-            raise TokenExpired()
+            raise _of(claims, TokenExpired())
+
+    def _check_trust(self, claims: Claims) -> None:
+        try:
+            self._trust.check(claims)
+        except TokenError as error:
+            raise _of(claims, error) from None
 
     def _remember(self, name: bytes, remembered: _Remembered) -> None:
         if len(self._young) >= self._generation_size:
             self._old = self._young
             self._young = {}
         self._young[name] = remembered
+
+
+def _of(claims: Claims, error: TokenError) -> TokenError:
+    """*error* with the account of a token that is genuine, for reports of who was refused."""
+    error.account_id = claims.account_id
+    return error

@@ -6,74 +6,90 @@ matter. The digest moves with every change, and costs nothing to read.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
-from identity_client.trust.entries import RECORD_BYTES, Entry, EntryKind
+from identity_client.trust.entries import PACKED_KINDS, RECORD_BYTES, Batch, Entry, EntryKind, id_bytes, unpacked
+from identity_client.trust.folds import Folds
+from identity_client.trust.named import NamedEntries
+from identity_client.trust.packed import PackedIds
 
-_Held = tuple[int, int]  # expire_time, minimum
+_EXPIRY_BITS = 32
+_CONTENT_BITS = 56  # below the id in a token's or grant's record: three zero bytes and the expiry
+_KIND_BITS = 184
 
 
 class Revocations:
-    """Entries that have not expired. Exact: a look-up has neither false hits nor misses."""
+    """Entries that have not expired. Exact: a look-up has neither false hits nor misses.
+
+    One thread adds and expires; others may look up meanwhile. They see each entry wholly or not at all.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[EntryKind, dict[str, _Held]] = {kind: {} for kind in EntryKind}
-        self._by_expiry: list[tuple[int, EntryKind, str]] = []
-        self._folded = 0
-        self._count = 0
+        self._packed = {kind: PackedIds() for kind in PACKED_KINDS}
+        self._named = NamedEntries()
+        self._through = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(packed.folds.count for packed in self._packed.values()) + self._named.folds.count
 
     def __iter__(self) -> Iterator[Entry]:
-        for kind, names in self._held.items():
-            for name, (expire_time, minimum) in names.items():
-                yield Entry(kind, name, expire_time, minimum)
+        for kind, packed in self._packed.items():
+            yield from (unpacked(kind, record) for record in packed.records())
+        yield from self._named.entries()
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Take up *entries*, whether known or not."""
-        for entry in entries:
-            self._add(entry)
+        """Take up *entries* (best a Batch), whether known or not; what has expired already is left out."""
+        batch = Batch.of(entries)
+        self._packed[EntryKind.TOKEN].add(batch.tokens)
+        self._packed[EntryKind.GRANT].add(batch.grants)
+        for entry in batch.others:
+            self._named.add(entry)
 
     def contains(self, kind: EntryKind, name: str) -> bool:
         """Whether a token, grant or key is revoked."""
-        return name in self._held[kind]
+        packed = self._packed.get(kind)
+        if packed is None:
+            return self._named.find(kind, name) is not None
+        return packed.folds.count > 0 and packed.contains(id_bytes(name))
 
     def minimum(self, kind: EntryKind, name: str) -> int:
         """The lowest good generation of an account, or policy version of a role; 0 when all are good."""
-        held = self._held[kind].get(name)
-        return held[1] if held else 0
+        held = self._named.find(kind, name)
+        return held.minimum if held is not None else 0
 
     def expire(self, through: int) -> None:
-        """Forget what expires at or before *through* (Unix seconds)."""
-        while self._by_expiry and self._by_expiry[0][0] <= through:
-            expire_time, kind, name = heapq.heappop(self._by_expiry)
-            held = self._held[kind].get(name)
-            if held is not None and held[0] == expire_time:  # else it was prolonged since
-                self._remove(kind, name, held)
+        """Forget what expires at or before *through* (Unix seconds); an earlier time than the last is ignored."""
+        if through <= self._through:
+            return
+        self._through = through
+        for packed in self._packed.values():
+            packed.expire(through)
+        self._named.expire(through)
 
     def digest(self) -> tuple[int, str]:
         """How many entries there are, and the XOR of their records as 48 hexadecimal digits."""
-        return self._count, self._folded.to_bytes(RECORD_BYTES, "big").hex()
+        folded = self._named.folds.folded
+        for kind, packed in self._packed.items():
+            folded ^= _widened(kind, packed.folds)
+        return len(self), folded.to_bytes(RECORD_BYTES, "big").hex()
 
-    def _add(self, entry: Entry) -> None:
-        held = self._held[entry.kind].get(entry.name)
-        expire_time, minimum = entry.expire_time, entry.minimum
-        if held is not None:
-            expire_time, minimum = max(held[0], expire_time), max(held[1], minimum)
-            if held == (expire_time, minimum):
-                return
-            self._remove(entry.kind, entry.name, held)
-        self._held[entry.kind][entry.name] = (expire_time, minimum)
-        self._fold(entry.kind, entry.name, (expire_time, minimum))
-        self._count += 1
-        heapq.heappush(self._by_expiry, (expire_time, entry.kind, entry.name))
+    def batches(self, size: int) -> Iterator[Batch]:
+        """What is held now, at most *size* entries at a time, tokens and grants sorted; later changes do not show."""
+        tokens, grants = (self._packed[kind].records() for kind in PACKED_KINDS)
+        return _batches(size, tokens, grants, self._named.entries())
 
-    def _remove(self, kind: EntryKind, name: str, held: _Held) -> None:
-        del self._held[kind][name]
-        self._fold(kind, name, held)
-        self._count -= 1
 
-    def _fold(self, kind: EntryKind, name: str, held: _Held) -> None:
-        self._folded ^= int.from_bytes(Entry(kind, name, *held).record(), "big")
+def _batches(size: int, tokens: Iterator[bytes], grants: Iterator[bytes], others: Iterator[Entry]) -> Iterator[Batch]:
+    while records := b"".join(islice(tokens, size)):
+        yield Batch(tokens=records)
+    while records := b"".join(islice(grants, size)):
+        yield Batch(grants=records)
+    while entries := tuple(islice(others, size)):
+        yield Batch(others=entries)
+
+
+def _widened(kind: EntryKind, folds: Folds) -> int:
+    """The XOR of 24-byte records from that of the 20-byte ones: an odd number of them leaves the kind."""
+    raw_id, expire_time = divmod(folds.folded, 1 << _EXPIRY_BITS)
+    return (kind << _KIND_BITS) * (folds.count % 2) ^ raw_id << _CONTENT_BITS ^ expire_time

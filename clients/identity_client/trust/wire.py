@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from identity.v1 import trust_pb2 as pb
 from identity_client.clock import Clock
 from identity_client.tokens.keys import PublicKey, base64url
-from identity_client.trust.entries import Entry, EntryKind, id_bytes, id_text
+from identity_client.trust.entries import Batch, Entry, EntryKind
 from identity_client.trust.state import TrustState
 
-_ID_BYTES = 16
-_PACKED_BYTES = _ID_BYTES + 4
 MAXIMUM_KEYS = 16
 SLIP_SECONDS = 5.0
 
 
 def pack(entries: Iterable[Entry]) -> pb.RevocationEntries:
-    """*entries* as one message."""
-    tokens, grants = bytearray(), bytearray()
-    message = pb.RevocationEntries()
-    for entry in entries:
+    """*entries* (best a Batch) as one message. Raises ValueError for a name that is no id where it must be one."""
+    batch = Batch.of(entries)
+    message = pb.RevocationEntries(token_records=batch.tokens, grant_records=batch.grants)
+    for entry in batch.others:
         match entry.kind:
-            case EntryKind.TOKEN:
-                tokens += id_bytes(entry.name) + entry.expire_time.to_bytes(4, "big")
-            case EntryKind.GRANT:
-                grants += id_bytes(entry.name) + entry.expire_time.to_bytes(4, "big")
             case EntryKind.ACCOUNT:
                 message.accounts.add(
                     account_id=entry.name, minimum_generation=entry.minimum, expire_time=_timestamp(entry)
@@ -38,20 +33,21 @@ def pack(entries: Iterable[Entry]) -> pb.RevocationEntries:
                 message.roles.add(role=entry.name, minimum_policy_version=entry.minimum, expire_time=_timestamp(entry))
             case EntryKind.KEY:
                 message.keys.add(key_id=entry.name, expire_time=_timestamp(entry))
-    message.token_records, message.grant_records = bytes(tokens), bytes(grants)
     return message
 
 
-def unpack(message: pb.RevocationEntries) -> Iterator[Entry]:
+def unpack(message: pb.RevocationEntries) -> Batch:
     """The entries of *message*. Raises ValueError for records of another length."""
-    yield from _unpack_ids(EntryKind.TOKEN, message.token_records)
-    yield from _unpack_ids(EntryKind.GRANT, message.grant_records)
+    others: list[Entry] = []
     for account in message.accounts:
-        yield Entry(EntryKind.ACCOUNT, account.account_id, account.expire_time.seconds, account.minimum_generation)
+        others.append(
+            Entry(EntryKind.ACCOUNT, account.account_id, account.expire_time.seconds, account.minimum_generation)
+        )
     for role in message.roles:
-        yield Entry(EntryKind.ROLE, role.role, role.expire_time.seconds, role.minimum_policy_version)
+        others.append(Entry(EntryKind.ROLE, role.role, role.expire_time.seconds, role.minimum_policy_version))
     for key in message.keys:
-        yield Entry(EntryKind.KEY, key.key_id, key.expire_time.seconds)
+        others.append(Entry(EntryKind.KEY, key.key_id, key.expire_time.seconds))
+    return Batch(message.token_records, message.grant_records, tuple(others))
 
 
 def key_set_message(issuer: str, keys: Iterable[PublicKey]) -> pb.KeySet:
@@ -89,7 +85,7 @@ class Transit:
 
     def delay_seconds(self, heartbeat: pb.Heartbeat) -> float:
         """The longest that *heartbeat*, which arrives now, can have taken."""
-        server_time = heartbeat.server_time.seconds + heartbeat.server_time.nanos / 1e9
+        server_time = _seconds(heartbeat.server_time)
         waited = self._clock.monotonic() - self._asked_at
         if self._first_time is None:
             self._first_time, self._first_delay = server_time, waited
@@ -105,12 +101,12 @@ def apply_event(state: TrustState, message: pb.WatchTrustResponse, transit: Tran
             state.set_keys(*keys_from_message(message.keys))
         case "snapshot_start":
             start = message.snapshot_start
-            state.begin_snapshot(start.epoch, start.version, start.entry_count)
+            state.begin_snapshot(start.epoch, start.version, start.entry_count, start.digest)
         case "snapshot_part":
             state.add_snapshot(unpack(message.snapshot_part))
         case "changes":
             changes = message.changes
-            state.apply(changes.first_version, changes.last_version, list(unpack(changes.entries)))
+            state.apply(changes.first_version, changes.last_version, unpack(changes.entries))
         case "heartbeat":
             _apply_heartbeat(state, message.heartbeat, transit)
         case _:
@@ -121,19 +117,12 @@ def _apply_heartbeat(state: TrustState, heartbeat: pb.Heartbeat, transit: Transi
     state.heartbeat(
         epoch=heartbeat.epoch,
         version=heartbeat.version,
+        server_time=_seconds(heartbeat.server_time),
         expired_through=heartbeat.expired_through.seconds,
         entry_count=heartbeat.entry_count,
         digest=heartbeat.digest,
-        data_age_seconds=heartbeat.data_age.seconds + heartbeat.data_age.nanos / 1e9 + transit.delay_seconds(heartbeat),
+        data_age_seconds=_seconds(heartbeat.data_age) + transit.delay_seconds(heartbeat),
     )
-
-
-def _unpack_ids(kind: EntryKind, records: bytes) -> Iterator[Entry]:
-    if len(records) % _PACKED_BYTES:
-        raise ValueError(f"records of {_PACKED_BYTES} bytes each")
-    for at in range(0, len(records), _PACKED_BYTES):
-        end = at + _ID_BYTES
-        yield Entry(kind, id_text(records[at:end]), int.from_bytes(records[end : at + _PACKED_BYTES], "big"))
 
 
 def _key(message: pb.PublicKey) -> PublicKey:
@@ -149,3 +138,7 @@ def _key(message: pb.PublicKey) -> PublicKey:
 
 def _timestamp(entry: Entry) -> Timestamp:
     return Timestamp(seconds=entry.expire_time)
+
+
+def _seconds(time: Timestamp | Duration) -> float:
+    return time.seconds + time.nanos / 1e9

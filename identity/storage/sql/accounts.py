@@ -23,6 +23,7 @@ from identity.domain.values import (
     PasswordRecord,
 )
 from identity.storage.access import Access
+from identity.storage.sql.audit import erase_audit
 from identity.storage.sql.common import Moment, join_words, publish_generation, write_audit
 from identity.storage.sql.credentials import insert_credential
 from identity.storage.sql.once import find_done, note_done
@@ -256,7 +257,9 @@ def _user_row(connection: Connection, ref: AccountRef) -> RowMapping:
 
 
 def _erase(connection: Connection, account_id: str) -> None:
-    """Remove the account with all that is personal: name, addresses, user agents. Its grants fall with it."""
+    """Remove the account with all that is personal: name, addresses, user agents, the log's side rows. Its grants fall
+    with it."""
+    erase_audit(connection, account_id)
     connection.execute(delete(grants).where(grants.c.account_id == account_id))
     connection.execute(delete(done_requests).where(done_requests.c.caller_account_id == account_id))
     connection.execute(delete(accounts).where(accounts.c.account_id == account_id))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, literal, select, update
 
+from identity.domain.audit_events import OK, SALT_BYTES, Personal
 from identity.domain.grants import ApiKeyUse, GrantKind
 from identity.domain.values import Act, Seconds
-from identity.storage.tables import accounts, audit_events, feed_head, grants, revocations
+from identity.storage.tables import accounts, audit_events, audit_personal, feed_head, grants, revocations
 from identity.storage.writer import PUBLISHED
 from identity_client.trust.entries import Entry, EntryKind
 
@@ -35,6 +36,11 @@ class Moment:
     def now(self) -> Seconds:
         """In whole seconds."""
         return Seconds(int(self.time))
+
+    @property
+    def now_ms(self) -> int:
+        """In whole milliseconds."""
+        return int(self.time * 1000)
 
 
 def join_words(words: tuple[str, ...]) -> str:
@@ -115,21 +121,52 @@ def write_audit(
     account_id: str | None = None,
     grant_id: str | None = None,
     note: str = "",
+    subject: str = "",
 ) -> None:
-    """The row of an act that is done, in its own transaction."""
-    row = audit_row(act, moment, action, "ok", note)
-    connection.execute(insert(audit_events).values(account_id=account_id, grant_id=grant_id, **row))
+    """The row of an act that is done, in its own transaction.
+
+    *account_id*, *grant_id* and *subject* (a role's name, a key's id) are whom it concerns, and stay. *note*, like the
+    place of the act, goes with the person when either account is erased.
+    """
+    ids = {"account_id": account_id, "grant_id": grant_id, "subject": subject}
+    insert_event(connection, act, moment, action, OK, Personal(act.origin, act.user_agent, note), ids)
 
 
-def audit_row(act: Act, moment: Moment, action: str, outcome: str, note: str = "") -> dict[str, Any]:
-    """What all audit rows say."""
-    return {
+def insert_event(
+    connection: Connection,
+    act: Act,
+    moment: Moment,
+    action: str,
+    outcome: str,
+    personal: Personal,
+    ids: dict[str, str | None],
+    refusal_key: str | None = None,
+    attempt_count: int = 1,
+) -> None:
+    """An event, and what it says of a person beside it."""
+    salt = secrets.token_bytes(SALT_BYTES)
+    row = {
         "time_ms": int(moment.time * 1000),
         "action": action,
         "outcome": outcome,
         "caller_account_id": act.caller and act.caller.account_id,
         "caller_grant_id": act.caller and act.caller.grant_id,
-        "origin": act.origin,
         "request_id": act.request_id,
-        "note": note,
+        "personal_hash": personal.hash(salt),
     }
+    inserted = connection.execute(_INSERT_EVENT, row | ids)
+    side = {
+        "event_id": inserted.lastrowid,
+        "salt": salt,
+        "origin": personal.origin,
+        "user_agent": personal.user_agent,
+        "note": personal.note,
+        "name_hash": personal.name_hash,
+        "refusal_key": refusal_key,
+        "attempt_count": attempt_count,
+    }
+    connection.execute(_INSERT_PERSONAL, side)
+
+
+_INSERT_EVENT = insert(audit_events).inline()
+_INSERT_PERSONAL = insert(audit_personal).inline()

@@ -91,7 +91,7 @@ class SqlCredentialStore:
             if row is None or not is_live(row, moment) or row["disable_time"] is not None:
                 raise Rejected(Cause.CREDENTIAL_ENDED)
             if use.assertion is not None:
-                _spend(connection, use.grant_id, use.assertion)
+                _spend(connection, row["lookup_name"], use.assertion)
             issued = snapshot(connection, row, moment, use.audience)
             issued = replace(issued, scopes=narrow(issued.scopes, use.requested_scopes))
             admit(issued)
@@ -148,9 +148,9 @@ def _done(connection: Connection, grant_id: str) -> Credential:
     return _credential(row)
 
 
-def _spend(connection: Connection, grant_id: str, assertion: UsedAssertion) -> None:
-    """An assertion is good for one log-in. Raises Rejected."""
-    row = {"grant_id": grant_id, "assertion_hash": assertion.assertion_hash, "expire_time": assertion.expire_time}
+def _spend(connection: Connection, key_id: str, assertion: UsedAssertion) -> None:
+    """An assertion is good for one log-in, under whatever registration of its key. Raises Rejected."""
+    row = {"key_id": key_id, "assertion_hash": assertion.assertion_hash, "expire_time": assertion.expire_time}
     try:
         with connection.begin_nested():
             connection.execute(insert(used_assertions).values(**row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, select, update
 
-from identity.domain.grants import ApiKeyUse, BearerRecord, GrantKind, GrantStatus
+from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, GrantKind, GrantSnapshot, GrantStatus
 from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, publish, publish_generation, split_words, write_audit
@@ -14,12 +14,13 @@ from identity.storage.sql.rows import (
     find_grant,
     is_live,
     latest_use,
+    note_issue,
     snapshot,
     to_the_minute,
 )
 from identity.storage.sql.sessions import end_sessions
 from identity.storage.tables import accounts, grants
-from identity_client.errors import GrantNotFound
+from identity_client.errors import GrantNotFound, TokenOutdated, TokenRevoked
 from identity_client.trust.entries import EntryKind
 
 
@@ -28,6 +29,22 @@ class SqlGrantStore:
 
     def __init__(self, access: Access) -> None:
         self._access = access
+
+    async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
+        def work(connection: Connection, moment: Moment) -> GrantSnapshot:
+            confirm_caller(connection, act, moment)
+            row = find_grant(connection, derivation.grant_id)
+            if row is None or not is_live(row, moment) or row["disable_time"] is not None:
+                raise TokenRevoked()
+            if row["generation"] != derivation.generation:
+                raise TokenOutdated()
+            issued = snapshot(connection, row, moment)
+            admit(issued)
+            note_issue(connection, row, moment, derivation.access_lifetime)
+            write_audit(connection, act, moment, "token.exchange", row["account_id"], derivation.grant_id)
+            return issued
+
+        return await self._access.write(work)
 
     # -- ending ------------------------------------------------------------------------------------------------
 

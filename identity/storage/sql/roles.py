@@ -43,7 +43,7 @@ class SqlRoleStore:
                 connection.execute(insert(roles).values(minimum_policy_version=version, **row, **times))
             except IntegrityError:
                 raise RoleAlreadyExists() from None
-            write_audit(connection, act, moment, "role.create", note=f"{name}: {join_words(scopes)}")
+            write_audit(connection, act, moment, "role.create", note=join_words(scopes), subject=name)
             note_done(connection, act, name, moment)
             return _role(_row(connection, name))
 
@@ -73,7 +73,7 @@ class SqlRoleStore:
                 if not set(old.scopes).issubset(scopes):
                     version = _outdate(connection, name, policy_version, moment)
             connection.execute(update(roles).where(roles.c.name == name).values(update_time=moment.now, **values))
-            write_audit(connection, act, moment, "role.update", note=f"{name}: {join_words(scopes)}")
+            write_audit(connection, act, moment, "role.update", note=join_words(scopes), subject=name)
             return _role(_row(connection, name)), version
 
         return await self._access.write(work)
@@ -86,7 +86,7 @@ class SqlRoleStore:
                 raise RoleInUse()
             _move_policy(connection)
             connection.execute(delete(roles).where(roles.c.name == name))
-            write_audit(connection, act, moment, "role.delete", note=name)
+            write_audit(connection, act, moment, "role.delete", subject=name)
 
         await self._access.write(work)
 

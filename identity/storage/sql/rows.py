@@ -204,4 +204,5 @@ def snapshot(connection: Connection, row: RowMapping, moment: Moment, audience: 
         authentication_methods=("pwd",) if is_session else (),
         idle_expire_time=row["expire_time"] if is_session else None,
         absolute_expire_time=row["absolute_expire_time"],
+        latest_expire_time=row["expire_time"],
     )

@@ -17,7 +17,6 @@ from identity.storage.sql.common import LONGEST_LEEWAY_SECONDS, Moment, publish_
 from identity.storage.sql.rows import confirm_caller, is_live_grant, latest_use
 from identity.storage.tables import grants
 
-
 _USE = (
     grants.c.account_id,
     grants.c.kind,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, insert, select
 
-from identity.domain.values import KeyState, SigningKeyRecord
+from identity.domain.values import Act, KeyState, SigningKeyRecord
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment
+from identity.storage.sql.common import Moment, write_audit
 from identity.storage.tables import signing_keys
 
 
@@ -16,8 +16,8 @@ class SqlSigningKeyStore:
     def __init__(self, access: Access) -> None:
         self._access = access
 
-    async def add_active(self, key: SigningKeyRecord) -> SigningKeyRecord:
-        def work(connection: Connection, _: Moment) -> SigningKeyRecord:
+    async def add_active(self, key: SigningKeyRecord, act: Act) -> SigningKeyRecord:
+        def work(connection: Connection, moment: Moment) -> SigningKeyRecord:
             active = select(signing_keys).where(signing_keys.c.state == KeyState.ACTIVE)
             row = connection.execute(active).mappings().first()
             if row is not None:
@@ -32,16 +32,19 @@ class SqlSigningKeyStore:
                     create_time=key.create_time,
                 )
             )
+            write_audit(connection, act, moment, "signing_key.create", subject=key.key_id)
             return key
 
         return await self._access.write(work)
 
     async def list_keys(self) -> list[SigningKeyRecord]:
-        def work(connection: Connection, _: Moment) -> list[SigningKeyRecord]:
-            rows = connection.execute(select(signing_keys).order_by(signing_keys.c.create_time)).mappings()
-            return [_record(row) for row in rows]
+        return await self._access.read(lambda connection, _: all_keys(connection))
 
-        return await self._access.read(work)
+
+def all_keys(connection: Connection) -> list[SigningKeyRecord]:
+    """Every key, the oldest first."""
+    rows = connection.execute(select(signing_keys).order_by(signing_keys.c.create_time)).mappings()
+    return [_record(row) for row in rows]
 
 
 def _record(row: RowMapping) -> SigningKeyRecord:

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, delete, or_, select, tuple_
 
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment
+from identity.storage.sql.throttle import remove_expired
 from identity.storage.tables import done_requests, grants, revocations, used_assertions
 
 KEPT_SECONDS = 86_400
@@ -26,6 +27,7 @@ class SqlSweeper:
             _remove_revocations(connection, limit, moment)
             _remove_assertions(connection, limit, moment)
             _remove_done_requests(connection, limit, moment)
+            remove_expired(connection, limit, moment)
 
         await self._access.write(remove)
         return next_after
@@ -58,7 +60,7 @@ def _remove_revocations(connection: Connection, limit: int, moment: Moment) -> N
 
 
 def _remove_assertions(connection: Connection, limit: int, moment: Moment) -> None:
-    key = (used_assertions.c.grant_id, used_assertions.c.assertion_hash)
+    key = (used_assertions.c.key_id, used_assertions.c.assertion_hash)
     expired = select(*key).where(used_assertions.c.expire_time <= moment.now).limit(limit)
     connection.execute(delete(used_assertions).where(tuple_(*key).in_(expired)))
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16orders/v1/orders.proto\x12\torders.v1\x1a\x18identity/v1/access.proto\"M\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0c\n\x04item\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.orders.v1.OrderState\"#\n\x0fGetOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"3\n\x10GetOrderResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order\"\x14\n\x12WatchOrdersRequest\"6\n\x13WatchOrdersResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order\"&\n\x12\x43\x61ncelOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"6\n\x13\x43\x61ncelOrderResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order*Z\n\nOrderState\x12\x1b\n\x17ORDER_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_STATE_OPEN\x10\x01\x12\x19\n\x15ORDER_STATE_CANCELLED\x10\x02\x32\x9a\x02\n\x0cOrderService\x12P\n\x08GetOrder\x12\x1a.orders.v1.GetOrderRequest\x1a\x1b.orders.v1.GetOrderResponse\"\x0b\xba\xd7\x18\x07\x1a\x05\x63lerk\x12[\n\x0bWatchOrders\x12\x1d.orders.v1.WatchOrdersRequest\x1a\x1e.orders.v1.WatchOrdersResponse\"\x0b\xba\xd7\x18\x07\x1a\x05\x63lerk0\x01\x12[\n\x0b\x43\x61ncelOrder\x12\x1d.orders.v1.CancelOrderRequest\x1a\x1e.orders.v1.CancelOrderResponse\"\r\xba\xd7\x18\t\x1a\x07managerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16orders/v1/orders.proto\x12\torders.v1\x1a\x18identity/v1/access.proto\"M\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0c\n\x04item\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.orders.v1.OrderState\"#\n\x0fGetOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"3\n\x10GetOrderResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order\"\x14\n\x12WatchOrdersRequest\"6\n\x13WatchOrdersResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order\"&\n\x12\x43\x61ncelOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"6\n\x13\x43\x61ncelOrderResponse\x12\x1f\n\x05order\x18\x01 \x01(\x0b\x32\x10.orders.v1.Order\"$\n\x10\x42illOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\"0\n\x11\x42illOrderResponse\x12\x0c\n\x04left\x18\x01 \x01(\x05\x12\r\n\x05\x63hain\x18\x02 \x03(\t*Z\n\nOrderState\x12\x1b\n\x17ORDER_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_STATE_OPEN\x10\x01\x12\x19\n\x15ORDER_STATE_CANCELLED\x10\x02\x32\xef\x02\n\x0cOrderService\x12P\n\x08GetOrder\x12\x1a.orders.v1.GetOrderRequest\x1a\x1b.orders.v1.GetOrderResponse\"\x0b\xba\xd7\x18\x07\x1a\x05\x63lerk\x12[\n\x0bWatchOrders\x12\x1d.orders.v1.WatchOrdersRequest\x1a\x1e.orders.v1.WatchOrdersResponse\"\x0b\xba\xd7\x18\x07\x1a\x05\x63lerk0\x01\x12[\n\x0b\x43\x61ncelOrder\x12\x1d.orders.v1.CancelOrderRequest\x1a\x1e.orders.v1.CancelOrderResponse\"\r\xba\xd7\x18\t\x1a\x07manager\x12S\n\tBillOrder\x12\x1b.orders.v1.BillOrderRequest\x1a\x1c.orders.v1.BillOrderResponse\"\x0b\xba\xd7\x18\x07\x1a\x05\x63lerkb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERSERVICE'].methods_by_name['WatchOrders']._serialized_options = b'\272\327\030\007\032\005clerk'
   _globals['_ORDERSERVICE'].methods_by_name['CancelOrder']._loaded_options = None
   _globals['_ORDERSERVICE'].methods_by_name['CancelOrder']._serialized_options = b'\272\327\030\t\032\007manager'
-  _globals['_ORDERSTATE']._serialized_start=406
-  _globals['_ORDERSTATE']._serialized_end=496
+  _globals['_ORDERSERVICE'].methods_by_name['BillOrder']._loaded_options = None
+  _globals['_ORDERSERVICE'].methods_by_name['BillOrder']._serialized_options = b'\272\327\030\007\032\005clerk'
+  _globals['_ORDERSTATE']._serialized_start=494
+  _globals['_ORDERSTATE']._serialized_end=584
   _globals['_ORDER']._serialized_start=63
   _globals['_ORDER']._serialized_end=140
   _globals['_GETORDERREQUEST']._serialized_start=142
@@ -54,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELORDERREQUEST']._serialized_end=348
   _globals['_CANCELORDERRESPONSE']._serialized_start=350
   _globals['_CANCELORDERRESPONSE']._serialized_end=404
-  _globals['_ORDERSERVICE']._serialized_start=499
-  _globals['_ORDERSERVICE']._serialized_end=781
+  _globals['_BILLORDERREQUEST']._serialized_start=406
+  _globals['_BILLORDERREQUEST']._serialized_end=442
+  _globals['_BILLORDERRESPONSE']._serialized_start=444
+  _globals['_BILLORDERRESPONSE']._serialized_end=492
+  _globals['_ORDERSERVICE']._serialized_start=587
+  _globals['_ORDERSERVICE']._serialized_end=954
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class OrderServiceStub(object):
                 request_serializer=orders_dot_v1_dot_orders__pb2.CancelOrderRequest.SerializeToString,
                 response_deserializer=orders_dot_v1_dot_orders__pb2.CancelOrderResponse.FromString,
                 _registered_method=True)
+        self.BillOrder = channel.unary_unary(
+                '/orders.v1.OrderService/BillOrder',
+                request_serializer=orders_dot_v1_dot_orders__pb2.BillOrderRequest.SerializeToString,
+                response_deserializer=orders_dot_v1_dot_orders__pb2.BillOrderResponse.FromString,
+                _registered_method=True)
 
 
 class OrderServiceServicer(object):
@@ -80,6 +85,14 @@ class OrderServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BillOrder(self, request, context):
+        """Bills an order: billing charges for it and stock reserves it, both on behalf of the caller. Needs
+        the role clerk. Answers NOT_FOUND, and what billing answers, besides the guard's own reasons.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +110,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.CancelOrder,
                     request_deserializer=orders_dot_v1_dot_orders__pb2.CancelOrderRequest.FromString,
                     response_serializer=orders_dot_v1_dot_orders__pb2.CancelOrderResponse.SerializeToString,
+            ),
+            'BillOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.BillOrder,
+                    request_deserializer=orders_dot_v1_dot_orders__pb2.BillOrderRequest.FromString,
+                    response_serializer=orders_dot_v1_dot_orders__pb2.BillOrderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +199,33 @@ class OrderService(object):
             '/orders.v1.OrderService/CancelOrder',
             orders_dot_v1_dot_orders__pb2.CancelOrderRequest.SerializeToString,
             orders_dot_v1_dot_orders__pb2.CancelOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BillOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orders.v1.OrderService/BillOrder',
+            orders_dot_v1_dot_orders__pb2.BillOrderRequest.SerializeToString,
+            orders_dot_v1_dot_orders__pb2.BillOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

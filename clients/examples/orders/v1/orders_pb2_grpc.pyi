@@ -44,6 +44,10 @@ class OrderServiceStub:
     """Cancels an order; repeating it changes nothing. Needs the role manager. Answers NOT_FOUND
     besides the guard's own reasons.
     """
+    BillOrder: _grpc.UnaryUnaryMultiCallable[_orders_pb2.BillOrderRequest, _orders_pb2.BillOrderResponse]
+    """Bills an order: billing charges for it and stock reserves it, both on behalf of the caller. Needs
+    the role clerk. Answers NOT_FOUND, and what billing answers, besides the guard's own reasons.
+    """
 
 @_typing.type_check_only
 class OrderServiceAsyncStub(OrderServiceStub):
@@ -60,6 +64,10 @@ class OrderServiceAsyncStub(OrderServiceStub):
     CancelOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.CancelOrderRequest, _orders_pb2.CancelOrderResponse]  # type: ignore[assignment]
     """Cancels an order; repeating it changes nothing. Needs the role manager. Answers NOT_FOUND
     besides the guard's own reasons.
+    """
+    BillOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.BillOrderRequest, _orders_pb2.BillOrderResponse]  # type: ignore[assignment]
+    """Bills an order: billing charges for it and stock reserves it, both on behalf of the caller. Needs
+    the role clerk. Answers NOT_FOUND, and what billing answers, besides the guard's own reasons.
     """
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -92,6 +100,16 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_orders_pb2.CancelOrderResponse, _abc.Awaitable[_orders_pb2.CancelOrderResponse]]:
         """Cancels an order; repeating it changes nothing. Needs the role manager. Answers NOT_FOUND
         besides the guard's own reasons.
+        """
+
+    @_abc_1.abstractmethod
+    def BillOrder(
+        self,
+        request: _orders_pb2.BillOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.BillOrderResponse, _abc.Awaitable[_orders_pb2.BillOrderResponse]]:
+        """Bills an order: billing charges for it and stock reserves it, both on behalf of the caller. Needs
+        the role clerk. Answers NOT_FOUND, and what billing answers, besides the guard's own reasons.
         """
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import time
 
@@ -26,12 +28,14 @@ def upgrade() -> None:
     _create_roles()
     op.create_table(
         "used_assertions",
-        sa.Column("grant_id", sa.Text, primary_key=True),
+        sa.Column("key_id", sa.Text, primary_key=True),
         sa.Column("assertion_hash", sa.LargeBinary, primary_key=True),
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
     op.create_index("used_assertions_by_expiry", "used_assertions", ["expire_time"])
     _create_done_requests()
+    _create_throttle()
+    _split_and_seal_audit()
 
 
 def _change_grants() -> None:
@@ -98,6 +102,22 @@ def _create_roles() -> None:
     op.bulk_insert(roles, [_role(name) for name in sorted(names | _BUILT_IN.keys())])
 
 
+def _create_throttle() -> None:
+    op.create_table(
+        "throttle_buckets",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("drained_ms", sa.BigInteger, nullable=False),
+        sa.Column("next_ms", sa.BigInteger, nullable=False),
+    )
+    op.create_index("throttle_buckets_by_time", "throttle_buckets", ["drained_ms"])
+    op.create_table(
+        "known_places",
+        sa.Column("key", sa.LargeBinary, primary_key=True),
+        sa.Column("expire_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("known_places_by_expiry", "known_places", ["expire_time"])
+
+
 def _role(name: str) -> dict[str, object]:
     description, scopes = _BUILT_IN.get(name, ("", ""))
     now = int(time.time())
@@ -110,3 +130,76 @@ def _role(name: str) -> dict[str, object]:
         "create_time": now,
         "update_time": now,
     }
+
+
+def _split_and_seal_audit() -> None:
+    """Give the audit log numbers that are never used again, and its personal fields a table of their own."""
+    op.rename_table("audit_events", "audit_events_0001")
+    events = op.create_table(
+        "audit_events",
+        sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("time_ms", sa.BigInteger, nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text),
+        sa.Column("grant_id", sa.Text),
+        sa.Column("caller_account_id", sa.Text),
+        sa.Column("caller_grant_id", sa.Text),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("request_id", sa.Text, nullable=False),
+        sa.Column("personal_hash", sa.LargeBinary, nullable=False),
+        sqlite_autoincrement=True,
+    )
+    for name, column in (("audit_events_by_account", "account_id"), ("audit_events_by_caller", "caller_account_id")):
+        op.create_index(name, "audit_events", [column], sqlite_where=sa.text(f"{column} IS NOT NULL"))
+    personal = op.create_table(
+        "audit_personal",
+        sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("salt", sa.LargeBinary, nullable=False),
+        sa.Column("origin", sa.Text, nullable=False),
+        sa.Column("user_agent", sa.Text, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+        sa.Column("name_hash", sa.Text, nullable=False),
+        sa.Column("refusal_key", sa.Text, unique=True),
+        sa.Column("attempt_count", sa.BigInteger, nullable=False),
+    )
+    op.create_index(
+        "audit_personal_by_name_hash",
+        "audit_personal",
+        ["name_hash"],
+        sqlite_where=sa.text("refusal_key IS NOT NULL"),
+    )
+    op.create_table(
+        "audit_seals",
+        sa.Column("seal_number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("first_event_id", sa.BigInteger, nullable=False, unique=True),
+        sa.Column("last_event_id", sa.BigInteger, nullable=False, unique=True),
+        sa.Column("event_count", sa.BigInteger, nullable=False),
+        sa.Column("events_digest", sa.LargeBinary, nullable=False),
+        sa.Column("previous_digest", sa.LargeBinary, nullable=False),
+        sa.Column("time_ms", sa.BigInteger, nullable=False),
+        sa.Column("mac", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "audit_head",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("seal_number", sa.BigInteger, nullable=False),
+        sa.Column("removed_through", sa.BigInteger, nullable=False),
+        sa.Column("mac", sa.LargeBinary, nullable=False),
+    )
+    _copy_audit(events, personal)
+    op.drop_table("audit_events_0001")
+
+
+def _copy_audit(events: sa.Table, personal: sa.Table) -> None:
+    connection = op.get_bind()
+    rows = connection.execute(sa.text("SELECT * FROM audit_events_0001 ORDER BY event_id")).mappings()
+    for number, row in enumerate(rows, start=1):  # numbered anew: the old numbers could have gaps
+        salt = secrets.token_bytes(16)
+        fields = json.dumps([row["origin"], "", row["note"], ""], separators=(",", ":")).encode()
+        shared = {name: row[name] for name in row if name in events.c}
+        new = {"event_id": number, "subject": "", "personal_hash": hashlib.sha256(salt + fields).digest()}
+        connection.execute(events.insert().values(shared | new))
+        side = {"event_id": number, "salt": salt, "origin": row["origin"], "user_agent": "", "note": row["note"]}
+        kept = {"name_hash": "", "refusal_key": row["refusal_key"], "attempt_count": 1}
+        connection.execute(personal.insert().values(side | kept))

@@ -1,0 +1,1 @@
+"""A service at the end of a chain: sees the user, and who acts for them."""

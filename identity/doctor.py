@@ -1,0 +1,314 @@
+"""`identity doctor`: looks at everything that the service stands on, changes nothing, and says what to do."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import DBAPIError
+
+from identity_client.clock import Clock
+
+from .config import ConfigurationError, Settings
+from .domain.audit_seals import SealKey
+from .domain.values import KeyState
+from .house import AUDIT_SEAL_KEY
+from .signing import open_key
+from .storage import inspection
+from .storage.database import REVISION, find_revision
+from .storage.sealing import MasterKey
+from .storage.sql.audit_check import AuditReport, check_audit
+from .storage.sql.signing_keys import all_keys
+from .tls import check_pair
+
+_DAY_SECONDS = 86_400
+_KEY_AGE_DAYS = 90
+_CERTIFICATE_DAYS = 21
+_UNSEALED_SECONDS = 60
+_SHOWN_PROBLEMS = 20
+_MIB = 2**20
+_LITTLE_SPACE, _NO_SPACE = 1024 * _MIB, 64 * _MIB
+_FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IRWXO
+
+
+class Severity(enum.IntEnum):
+    """The worst of a report is the command's exit status."""
+
+    OK = 0
+    WARNING = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and what is to be done about it."""
+
+    check: str
+    severity: Severity
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is looked at. *problems*: what is wrong with the settings, as `identity serve` would say it."""
+
+    settings: Settings
+    problems: list[str]
+    clock: Clock
+    master: MasterKey | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            master = MasterKey.from_file(Path(self.settings.master_key_file))
+        except ConfigurationError:
+            master = None  # told by the check of the files
+        object.__setattr__(self, "master", master)
+
+    @property
+    def database(self) -> Path:
+        """The file; "." where the setting names none."""
+        try:
+            return Path(make_url(self.settings.database).database or "")
+        except ValueError:
+            return Path()
+
+
+def examine(patient: Patient) -> list[Finding]:
+    """Every check, in an order in which causes come before effects."""
+    findings = [finding for check in (_configuration, _secret_files, _tls, _disk) for finding in check(patient)]
+    return [*findings, *_database(patient)]
+
+
+def as_text(findings: list[Finding]) -> str:
+    """For people: a line for each, and what to do below those that ask for it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.severity.name.lower():8} {finding.check:14} {finding.found}")
+        if finding.severity is not Severity.OK:
+            lines.append(f"{'':23} -> {finding.advice}")
+    counts = Counter(finding.severity for finding in findings)
+    return "\n".join([*lines, f"{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings"])
+
+
+def as_json(findings: list[Finding]) -> str:
+    """For programs: the worst severity, and every finding."""
+    listed = [asdict(finding) | {"severity": finding.severity.name.lower()} for finding in findings]
+    return json.dumps({"severity": worst(findings).name.lower(), "findings": listed}, indent=2)
+
+
+def worst(findings: list[Finding]) -> Severity:
+    """The severity of the whole report."""
+    return max(finding.severity for finding in findings)
+
+
+def _good(check: str, found: str) -> Finding:
+    return Finding(check, Severity.OK, found)
+
+
+# -- the machine ---------------------------------------------------------------------------------------------------
+
+
+def _configuration(patient: Patient) -> Iterator[Finding]:
+    for problem in patient.problems:
+        yield Finding("configuration", Severity.ERROR, problem, "Mend the setting; the service does not start so.")
+    for warning in patient.settings.warnings():
+        yield Finding("configuration", Severity.WARNING, warning, "Change the setting unless it is meant so.")
+    if not patient.problems:
+        yield _good("configuration", "the settings are complete")
+
+
+def _secret_files(patient: Patient) -> Iterator[Finding]:
+    check, is_good = "secret files", bool(patient.settings.master_key_file)
+    try:
+        MasterKey.from_file(Path(patient.settings.master_key_file))
+    except ConfigurationError as error:
+        is_good = False
+        for problem in error.problems if patient.settings.master_key_file else ():
+            yield Finding(check, Severity.ERROR, problem, "Restore the file from its safe copy, for its owner alone.")
+    database = patient.database
+    beside = [database.with_name(database.name + end) for end in ("-wal", "-shm")] if database.name else []
+    for path in (Path(patient.settings.tls_key_file), database, *beside):
+        if path.is_file() and path.stat().st_mode & _FORBIDDEN_MODE:
+            is_good = False
+            found = f"{path} is open to others: {stat.filemode(path.stat().st_mode)}"
+            yield Finding(
+                check, Severity.ERROR, found, f"chmod 600 {path}; what others could read may be known to them."
+            )
+    if is_good:
+        yield _good(check, "the master key, the TLS key and the database are closed to others")
+
+
+def _tls(patient: Patient) -> Iterator[Finding]:
+    settings, check = patient.settings, "tls"
+    if not settings.tls_certificate_file:
+        yield _good(check, "plain text: no tls_certificate_file is set")
+        return
+    now = datetime.datetime.fromtimestamp(patient.clock.now(), datetime.UTC)
+    try:
+        certificate = Path(settings.tls_certificate_file).read_bytes()
+        check_pair(certificate, Path(settings.tls_key_file).read_bytes())
+        yield from _certificate(check, x509.load_pem_x509_certificates(certificate)[0], now, "tls_certificate_file")
+        if settings.tls_client_ca_file:
+            for authority in x509.load_pem_x509_certificates(Path(settings.tls_client_ca_file).read_bytes()):
+                yield from _certificate(check, authority, now, "tls_client_ca_file")
+    except (OSError, ValueError, TypeError):  # TypeError: the key is encrypted
+        found = "the TLS files cannot be read, are no unencrypted PEM, or the key is not the certificate's"
+        yield Finding(
+            check, Severity.ERROR, found, "Put the certificate and its own key in place; no restart is needed."
+        )
+
+
+def _certificate(check: str, held: x509.Certificate, now: datetime.datetime, name: str) -> Iterator[Finding]:
+    begin, end = held.not_valid_before_utc, held.not_valid_after_utc
+    said = f"{name}: the certificate is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
+    if not begin <= now < end:
+        yield Finding(check, Severity.ERROR, said, "Replace it; it is read again without a restart.")
+    elif end - now < datetime.timedelta(days=_CERTIFICATE_DAYS):
+        yield Finding(check, Severity.WARNING, said, "Renew it; it is read again without a restart.")
+    else:
+        yield _good(check, said)
+
+
+def _disk(patient: Patient) -> Iterator[Finding]:
+    folder = patient.database.absolute().parent
+    if not folder.is_dir():
+        return  # told by the check of the database
+    free = shutil.disk_usage(folder).free
+    said = f"{free // _MIB:,} MiB are free where the database lies"
+    if free < _NO_SPACE:
+        yield Finding("disk", Severity.ERROR, said, "Make room now: without it no log-in can be written.")
+    elif free < _LITTLE_SPACE:
+        yield Finding("disk", Severity.WARNING, said, "Make room, or shorten audit_retention_days.")
+    else:
+        yield _good("disk", said)
+
+
+# -- the database --------------------------------------------------------------------------------------------------
+
+
+def _database(patient: Patient) -> Iterator[Finding]:
+    path = patient.database
+    if not path.is_file():
+        yield Finding(
+            "database", Severity.ERROR, f"{path} is no file", "Correct the setting, or start the service to make it."
+        )
+        return
+    try:
+        with inspection.open_read_only(path) as connection:
+            yield from _schema(connection)
+            for check in _CHECKS if find_revision(connection) == REVISION else ():
+                yield from check(patient, connection)
+    except DBAPIError as error:
+        advice = "Is it a database of this service, may you read it, is the disk sound? Restore a backup if need be."
+        yield Finding("database", Severity.ERROR, f"{path} cannot be read: {error.orig}", advice)
+
+
+def _schema(connection: Connection) -> Iterator[Finding]:
+    revision = find_revision(connection)
+    if revision == REVISION:
+        yield _good("migrations", f"the schema is of revision {revision}, as it should be")
+    elif revision is None or revision < REVISION:
+        found = f"the schema is of revision {revision or 'none'}; {REVISION} is pending"
+        yield Finding(
+            "migrations", Severity.WARNING, found, "Start the service: it migrates. Until then, no more is seen."
+        )
+    else:
+        found = f"the schema is of revision {revision}, newer than this program's {REVISION}"
+        yield Finding("migrations", Severity.ERROR, found, "Use the newer program: an old one would not start.")
+
+
+def _integrity(_: Patient, connection: Connection) -> Iterator[Finding]:
+    problems = inspection.integrity_problems(connection)
+    for problem in problems:
+        yield Finding("integrity", Severity.ERROR, problem, "Stop the service, and restore a backup on a sound disk.")
+    if not problems:
+        yield _good("integrity", "the database file is sound")
+
+
+def _clock(patient: Patient, connection: Connection) -> Iterator[Finding]:
+    newest, now = inspection.newest_time(connection), patient.clock.now()
+    behind = 0 if newest is None else newest - now
+    if behind > patient.settings.leeway_seconds:
+        found = f"this machine's clock is {behind:,.0f} seconds behind the newest time in the database"
+        advice = "Set the clock by NTP. If the time in the database is wrong, it was set wrongly before: wait it out."
+        yield Finding("clock", Severity.ERROR, found, advice)
+    else:
+        yield _good("clock", "not behind the newest time in the database")
+
+
+def _signing_keys(patient: Patient, connection: Connection) -> Iterator[Finding]:
+    check, keys = "signing keys", all_keys(connection)
+    if not any(key.state is KeyState.ACTIVE for key in keys):
+        yield Finding(check, Severity.ERROR, "no signing key is active", "Start the service: it makes one.")
+    for key in keys:
+        days = int(patient.clock.now() - key.create_time) // _DAY_SECONDS
+        said = f"key {key.key_id} is {key.state}, and {days} days old"
+        if key.state is KeyState.ACTIVE and days > _KEY_AGE_DAYS:
+            yield Finding(check, Severity.WARNING, said, "Rotate it.")
+        else:
+            yield _good(check, said)
+        if patient.master is not None:
+            try:
+                open_key(key, patient.master)
+            except ConfigurationError:
+                found = f"key {key.key_id} does not open with the master key"
+                yield Finding(check, Severity.ERROR, found, "Restore the master key that it was sealed under.")
+
+
+def _audit(patient: Patient, connection: Connection) -> Iterator[Finding]:
+    check = "audit log"
+    if patient.master is None:
+        yield Finding(
+            check, Severity.ERROR, "the seals cannot be proved without the master key", "Restore the master key."
+        )
+        return
+    report = check_audit(connection, SealKey(patient.master.derive(AUDIT_SEAL_KEY)))
+    advice = "Somebody wrote past the service, or the disk failed: compare with a backup, and treat it as a breach."
+    for problem in report.problems[:_SHOWN_PROBLEMS]:
+        yield Finding(check, Severity.ERROR, problem, advice)
+    if len(report.problems) > _SHOWN_PROBLEMS:
+        found = f"{len(report.problems) - _SHOWN_PROBLEMS} more problems of this kind"
+        yield Finding(check, Severity.ERROR, found, advice)
+    if not report.problems:
+        yield _good(check, _sealed(report))
+    yield from _audit_ages(report, inspection.oldest_account_time(connection))
+
+
+def _sealed(report: AuditReport) -> str:
+    if report.newest is None:
+        return f"no seals yet; {report.unsealed_count} events wait for the first"
+    newest = report.newest
+    removed = (
+        f", those under the first {report.removed_through} removed for their age" if report.removed_through else ""
+    )
+    return (
+        f"{newest.seal_number} seals hold over events 1-{newest.last_event_id}{removed}; {report.unsealed_count} wait "
+        f"for the next. Digest of the newest, to be noted elsewhere: {newest.digest().hex()}"
+    )
+
+
+def _audit_ages(report: AuditReport, oldest_account_time: int | None) -> Iterator[Finding]:
+    if report.unsealed_seconds > _UNSEALED_SECONDS:
+        found = f"{report.unsealed_count} events are not sealed, the oldest for {report.unsealed_seconds:,} seconds"
+        yield Finding("audit log", Severity.WARNING, found, "Look into the service's log for why it does not seal.")
+    if report.first is not None and oldest_account_time is not None:
+        days = (report.first.time_ms // 1000 - oldest_account_time) // _DAY_SECONDS
+        if days > 0:
+            found = f"the first seal is {days} days younger than the oldest account"
+            advice = (
+                "Unless an older release was upgraded then, the log was removed and begun anew: treat it as a breach."
+            )
+            yield Finding("audit log", Severity.WARNING, found, advice)
+
+
+_CHECKS: tuple[Callable[[Patient, Connection], Iterator[Finding]], ...] = (_integrity, _clock, _signing_keys, _audit)

@@ -1,0 +1,122 @@
+"""SqlThrottleStore: counters of failed log-ins, shared by every process on the database."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, func, literal, select
+from sqlalchemy.dialects.sqlite import insert
+
+from identity.domain.throttle import Attempt, Bucket, Counter, Reservation, admit
+from identity.storage.access import Access
+from identity.storage.sql.common import Moment
+from identity.storage.tables import known_places, throttle_buckets
+
+KNOWN_SECONDS = 30 * 86_400
+"""How long a place stays known after a log-in."""
+
+ROW_LIMIT = 100_000
+"""Buckets beyond which new names and origins share coarse ones, 65,536 of each: a flood of invented names must not
+fill the disk. It takes a failed log-in for 50,000 names within a quarter of an hour to get there."""
+
+_COARSE_BYTES = 3  # what is counted, and 16 bits of whose
+_COUNT_SECONDS = 10.0
+_REMOVED_AT_ONCE = 4  # an attempt adds two rows at most: the table shrinks while it is used
+
+
+class SqlThrottleStore:
+    """See domain.ports.ThrottleStore. An attempt that is refused does not take the write lock."""
+
+    def __init__(self, access: Access, row_limit: int = ROW_LIMIT) -> None:
+        self._access = access
+        self._row_limit = row_limit
+        self._is_crowded = False
+        self._counted_time = 0.0
+
+    async def reserve(self, attempt: Attempt) -> Reservation:
+        def look(connection: Connection, moment: Moment) -> None:
+            self._note_crowd(connection, moment)
+            admit(self._find(connection, attempt, moment), moment.now_ms)
+
+        def count(connection: Connection, moment: Moment) -> Reservation:
+            counted = admit(self._find(connection, attempt, moment), moment.now_ms)
+            for counter, bucket in counted:
+                _put(connection, counter, bucket)
+            remove_expired(connection, _REMOVED_AT_ONCE, moment)
+            return Reservation(attempt, tuple((counter, bucket.next_ms) for counter, bucket in counted))
+
+        await self._access.read(look)
+        return await self._access.write(count)
+
+    async def give_back(self, reservation: Reservation) -> None:
+        await self._access.write(lambda connection, moment: _give_back(connection, reservation, moment))
+
+    async def succeeded(self, reservation: Reservation) -> None:
+        place = reservation.attempt.place.key
+
+        def work(connection: Connection, moment: Moment) -> None:
+            _give_back(connection, reservation, moment)
+            connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key == place))
+            known = insert(known_places).values(key=place, expire_time=moment.now + KNOWN_SECONDS)
+            new = {"expire_time": known.excluded.expire_time}
+            connection.execute(known.on_conflict_do_update(index_elements=["key"], set_=new))
+
+        await self._access.write(work)
+
+    def _find(self, connection: Connection, attempt: Attempt, moment: Moment) -> list[tuple[Counter, Bucket]]:
+        is_known = _is_known(connection, attempt.place, moment)
+        keys = [attempt.name.key, attempt.origin.key, attempt.place.key]
+        buckets = _buckets(connection, [*keys, *(key[:_COARSE_BYTES] for key in keys)])
+        counters = (
+            attempt.place if is_known else self._folded(attempt.name, buckets),
+            self._folded(attempt.origin, buckets),
+        )
+        return [(counter, buckets.get(counter.key, Bucket())) for counter in counters]
+
+    def _folded(self, counter: Counter, buckets: dict[bytes, Bucket]) -> Counter:
+        """The counter itself, or, where the table is crowded and it has no row yet, the coarse one that it falls in."""
+        if not self._is_crowded or counter.key in buckets:
+            return counter
+        return Counter(counter.key[:_COARSE_BYTES], counter.limit)
+
+    def _note_crowd(self, connection: Connection, moment: Moment) -> None:
+        if 0 <= moment.time - self._counted_time < _COUNT_SECONDS:
+            return
+        self._counted_time = moment.time
+        some = select(literal(1)).select_from(throttle_buckets).limit(self._row_limit).subquery()
+        self._is_crowded = connection.execute(select(func.count()).select_from(some)).scalar_one() >= self._row_limit
+
+
+def remove_expired(connection: Connection, limit: int, moment: Moment) -> None:
+    """Remove at most *limit* buckets in which nothing is counted any more, and as many places no longer known."""
+    drained = select(throttle_buckets.c.key).where(throttle_buckets.c.drained_ms <= moment.now_ms).limit(limit)
+    connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key.in_(drained)))
+    forgotten = select(known_places.c.key).where(known_places.c.expire_time <= moment.now).limit(limit)
+    connection.execute(delete(known_places).where(known_places.c.key.in_(forgotten)))
+
+
+def _buckets(connection: Connection, keys: list[bytes]) -> dict[bytes, Bucket]:
+    rows = connection.execute(select(throttle_buckets).where(throttle_buckets.c.key.in_(keys)))
+    return {row.key: Bucket(row.drained_ms, row.next_ms) for row in rows}
+
+
+def _is_known(connection: Connection, place: Counter, moment: Moment) -> bool:
+    known = select(known_places.c.key).where(known_places.c.key == place.key, known_places.c.expire_time > moment.now)
+    return connection.execute(known).first() is not None
+
+
+def _put(connection: Connection, counter: Counter, bucket: Bucket) -> None:
+    values = {"drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms}
+    row = insert(throttle_buckets).values(key=counter.key, **values)
+    connection.execute(row.on_conflict_do_update(index_elements=["key"], set_=values))
+
+
+def _give_back(connection: Connection, reservation: Reservation, moment: Moment) -> None:
+    buckets = _buckets(connection, [counter.key for counter, _ in reservation.counted])
+    for counter, next_ms in reservation.counted:
+        bucket = buckets.get(counter.key)
+        if bucket is None:
+            continue  # forgotten meanwhile
+        bucket = bucket.given_back(counter.limit, next_ms)
+        if bucket.drained_ms > moment.now_ms:
+            _put(connection, counter, bucket)
+        else:
+            connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key == counter.key))
