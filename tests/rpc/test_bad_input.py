@@ -89,6 +89,7 @@ GOOD_REQUESTS: dict[str, Message] = {
     "SetRoles": account_pb2.SetRolesRequest(username="nobody"),
     "DisableAccount": account_pb2.DisableAccountRequest(username="nobody"),
     "EnableAccount": account_pb2.EnableAccountRequest(username="nobody"),
+    "ListAuditEvents": audit_pb2.ListAuditEventsRequest(),
     "UpdateAccount": account_pb2.UpdateAccountRequest(
         username="nobody",
         change=account_pb2.AccountChange(username="somebody"),
@@ -102,7 +103,6 @@ GOOD_REQUESTS: dict[str, Message] = {
     ),
     "ListRevocations": revocation_pb2.ListRevocationsRequest(),
     "ExplainToken": revocation_pb2.ExplainTokenRequest(token="a.b.c"),
-    "ListAuditEvents": audit_pb2.ListAuditEventsRequest(),
     "RevokeToken": revocation_pb2.RevokeTokenRequest(),
     "RevokeGrant": revocation_pb2.RevokeGrantRequest(grant_id=SOME_ID),
     "RevokeAccount": revocation_pb2.RevokeAccountRequest(username="nobody"),
