@@ -75,19 +75,11 @@ class House:
     roles: RoleAdmin
     refresher: Refresher
     revoker: Revoker
-<<<<<<< HEAD
-    session_revoker: SessionRevoker
-    explainer: Explainer
-    exchanger: Exchanger
-    introspector: Introspector
-    accounts: AccountAdmin
-=======
     exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
     session_revoker: SessionRevoker
     explainer: Explainer
->>>>>>> main
     request_ids: RequestIds
     audit: AuditReader
     sealer: Sealer
@@ -181,10 +173,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             stores.sessions, stores.grants, hub, minter, refresh_tokens, settings.refresh_grace_seconds, clock, refusals
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
-<<<<<<< HEAD
-=======
         exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
->>>>>>> main
         session_revoker=SessionRevoker(stores.session_selection, stores.accounts, hub),
         explainer=Explainer(
             grants=stores.grants,
@@ -196,10 +185,6 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             leeway_seconds=settings.leeway_seconds,
             clock=clock,
         ),
-<<<<<<< HEAD
-        exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
-=======
->>>>>>> main
         introspector=introspector,
         accounts=AccountAdmin(
             accounts=stores.accounts,

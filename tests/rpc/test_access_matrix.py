@@ -7,6 +7,7 @@ request. The handlers are counted by an interceptor that stands between them and
 from __future__ import annotations
 
 import csv
+import inspect
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -60,7 +61,11 @@ class Counting(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 self.calls[method] += 1
-                async for response in handler.unary_stream(request, context):
+                responses = handler.unary_stream(request, context)
+                if inspect.isawaitable(responses):
+                    await responses  # it writes its responses itself
+                    return
+                async for response in responses:
                     yield response
 
             return grpc.unary_stream_rpc_method_handler(

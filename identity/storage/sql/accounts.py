@@ -257,13 +257,8 @@ def _user_row(connection: Connection, ref: AccountRef) -> RowMapping:
 
 
 def _erase(connection: Connection, account_id: str) -> None:
-<<<<<<< HEAD
-    """Remove the account with all that is personal: name, addresses, user agents, the log's side rows. Its grants fall
-    with it."""
-=======
     """Remove the account with all that is personal: name, addresses, user agents, also those in the audit log. Its
     grants fall with it."""
->>>>>>> main
     erase_audit(connection, account_id)
     connection.execute(delete(grants).where(grants.c.account_id == account_id))
     connection.execute(delete(done_requests).where(done_requests.c.caller_account_id == account_id))

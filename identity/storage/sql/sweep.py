@@ -26,13 +26,8 @@ class SqlSweeper:
             _remove_grants(connection, dead, moment)
             _remove_revocations(connection, limit, moment)
             _remove_assertions(connection, limit, moment)
-<<<<<<< HEAD
-            _remove_done_requests(connection, limit, moment)
-            remove_expired(connection, limit, moment)
-=======
             remove_expired(connection, limit, moment)
             _remove_done_requests(connection, limit, moment)
->>>>>>> main
 
         await self._access.write(remove)
         return next_after

@@ -33,15 +33,9 @@ def upgrade() -> None:
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
     op.create_index("used_assertions_by_expiry", "used_assertions", ["expire_time"])
-<<<<<<< HEAD
-    _create_done_requests()
-    _create_throttle()
-    _split_and_seal_audit()
-=======
     _create_throttle()
     _split_and_seal_audit()
     _create_done_requests()
->>>>>>> main
 
 
 def _change_grants() -> None:
