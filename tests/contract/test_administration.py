@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from identity.domain.grants import CredentialTerms, GrantKind, NewCredential, Place, SessionFilter
+from identity.domain.grants import CredentialTerms, GrantKind, NewCredential, SessionFilter, SessionPart
 from identity.domain.once import REMEMBERED_SECONDS
 from identity.domain.values import Account, AccountKind, Act, EndReason, NewAccount, Once
 from identity.storage.database import Stores
+from identity.storage.sql.common import ENTRY_MARGIN_SECONDS, OPAQUE_CACHE_SECONDS
 from identity_client.errors import (
     AccountNotFound,
     LastAdmin,
@@ -199,22 +200,34 @@ async def test_after_a_day_the_name_is_free_and_the_sweep_removes_it(
 # -- sessions by filter ----------------------------------------------------------------------------------------------
 
 
-async def all_selected(stores: Stores, which: SessionFilter, limit: int) -> list[str]:
-    found: list[str] = []
-    place: Place | None = None
-    while True:
-        part = await stores.session_selection.select(which, place, limit)
-        found += part.grant_ids
-        if part.next_place is None:
-            return found
-        place = part.next_place
+async def parts(stores: Stores, which: SessionFilter, limit: int) -> list[SessionPart]:
+    found = [await stores.session_selection.next_part(which, None, limit)]
+    while found[-1].through is not None:
+        found.append(await stores.session_selection.next_part(which, found[-1].through, limit))
+    return found
+
+
+async def end(stores: Stores, which: SessionFilter, limit: int = 100) -> set[str]:
+    """End them; -> the ids of those that were live before and are not now."""
+    before = await live_sessions(stores)
+    count = 0
+    for part in await parts(stores, which, limit):
+        assert await stores.session_selection.count(which, part) <= limit
+        count += (await stores.session_selection.end(which, part, "", ACT, confirm=False)).grant_count
+    ended = before - await live_sessions(stores)
+    assert len(ended) == count
+    return ended
+
+
+async def live_sessions(stores: Stores) -> set[str]:
+    accounts = await stores.accounts.list_page("", 100)
+    pages = [await stores.sessions.list_page(each.account_id, None, 100) for each in accounts]
+    return {session.session_id for page in pages for session in page}
 
 
 @pytest.mark.requirement("R6")
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-async def test_a_walk_meets_every_live_session_once_in_parts_of_any_size(
-    stores: Stores, clock: FixedClock, limit: int
-) -> None:
+async def test_every_live_session_ends_once_in_parts_of_any_size(stores: Stores, clock: FixedClock, limit: int) -> None:
     opened = []
     for name in ("carol", "dave", "eve"):
         account = await create_user(stores, name)
@@ -223,7 +236,8 @@ async def test_a_walk_meets_every_live_session_once_in_parts_of_any_size(
             clock.advance(1)
     await create_service(stores)
     await stores.grants.end(opened.pop(), EndReason.REVOKED, "", ACT)
-    assert sorted(await all_selected(stores, SessionFilter(), limit)) == sorted(opened)
+    assert await end(stores, SessionFilter(), limit) == set(opened)
+    assert [version for version, *_ in await entries(stores)] == list(range(1, len(opened) + 2))
 
 
 async def log_in_from(stores: Stores, account: Account, origin: str) -> str:
@@ -231,46 +245,53 @@ async def log_in_from(stores: Stores, account: Account, origin: str) -> str:
     return (await stores.sessions.open(session, admit_all, replace(ACT, origin=origin))).grant_id
 
 
-async def test_each_condition_holds_and_all_together(stores: Stores, clock: FixedClock) -> None:
-    carol, dave = await create_user(stores, "carol"), await create_user(stores, "dave")
-    places = ("192.0.2.7", "::ffff:192.0.2.8", "2001:db8::1", "unix", "")
-    by_place = {}
-    for place in places:
-        by_place[place] = await log_in_from(stores, carol, place)
-    clock.advance(10)
-    later = await log_in_from(stores, dave, "192.0.2.9")
-    before = int(clock.now()) - 5
-
-    async def selected(**conditions: Any) -> set[str]:
-        return set(await all_selected(stores, SessionFilter(**conditions), 2))
-
-    assert await selected(account=by_id(dave.account_id)) == {later}
-    assert await selected(issued_before=before) == set(by_place.values())
-    assert await selected(issued_before=int(clock.now())) == set(by_place.values())
-    network = ip_network("192.0.2.0/24")
-    assert await selected(origin=network) == {by_place["192.0.2.7"], by_place["::ffff:192.0.2.8"], later}
-    assert await selected(origin=network, issued_before=before) == {
-        by_place["192.0.2.7"],
-        by_place["::ffff:192.0.2.8"],
-    }
-    assert await selected(origin=ip_network("2001:db8::/32")) == {by_place["2001:db8::1"]}
-    assert await selected(origin=ip_network("0.0.0.0/0"), account=by_id(dave.account_id)) == {later}
+CONDITIONS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "an account": ({"account": "dave"}, {"later"}),
+    "a time": ({"issued_before": 5}, {"192.0.2.7", "::ffff:192.0.2.8", "2001:db8::1", "unix", ""}),
+    "a time is not included": ({"issued_before": 0}, set()),
+    "a network": ({"origin": "192.0.2.0/24"}, {"192.0.2.7", "::ffff:192.0.2.8", "later"}),
+    "another network": ({"origin": "2001:db8::/32"}, {"2001:db8::1"}),
+    "a network and a time": ({"origin": "192.0.2.0/24", "issued_before": 5}, {"192.0.2.7", "::ffff:192.0.2.8"}),
+    "a network and an account": ({"origin": "0.0.0.0/0", "account": "dave"}, {"later"}),
+    "nobody's network": ({"origin": "198.51.100.0/24"}, set()),
+}
 
 
 @pytest.mark.requirement("R6")
-async def test_ended_sessions_cost_one_entry_an_account_and_none_where_no_token_can_be_alive(
-    stores: Stores, clock: FixedClock
-) -> None:
-    idle, carol, dave = [await create_user(stores, name) for name in ("idle", "carol", "dave")]
-    ids = [(await log_in(stores, idle)).grant_id]
+@pytest.mark.parametrize("limit", [2, 100])
+@pytest.mark.parametrize("given", CONDITIONS)
+async def test_each_condition_holds_and_all_together(stores: Stores, clock: FixedClock, given: str, limit: int) -> None:
+    carol, dave = await create_user(stores, "carol"), await create_user(stores, "dave")
+    start = int(clock.now())
+    opened = {}
+    for place in ("192.0.2.7", "::ffff:192.0.2.8", "2001:db8::1", "unix", ""):
+        opened[place] = await log_in_from(stores, carol, place)
+    clock.advance(10)
+    opened["later"] = await log_in_from(stores, dave, "192.0.2.9")
+    conditions, expected = CONDITIONS[given]
+    which = SessionFilter(
+        account=by_id(dave.account_id) if "account" in conditions else None,
+        issued_before=start + conditions["issued_before"] if "issued_before" in conditions else None,
+        origin=ip_network(conditions["origin"]) if "origin" in conditions else None,
+    )
+    assert await end(stores, which, limit) == {opened[name] for name in expected}
+
+
+@pytest.mark.requirement("R6")
+async def test_a_session_of_which_no_token_can_be_alive_costs_no_entry(stores: Stores, clock: FixedClock) -> None:
+    carol = await create_user(stores, "carol")
+    await log_in(stores, carol)
+    opaque = await log_in(stores, carol, token_hash=bytes(32), refresh_salt=None)
     clock.advance(LIFETIME + 31)
-    ids += [(await log_in(stores, account)).grant_id for account in (carol, carol, dave)]
-    ended = await stores.session_selection.end(tuple(ids), "", ACT, confirm=False)
-    assert (ended.grant_count, ended.version) == (4, 2)
-    found = sorted((kind, name, minimum) for _, kind, name, minimum, _ in await entries(stores))
-    assert found == sorted((EntryKind.ACCOUNT, each.account_id, 2) for each in (carol, dave))
-    assert [version for version, *_ in await entries(stores)] == [1, 2]
-    assert (await stores.accounts.get(by_id(idle.account_id))).generation == 1
+    fresh = await log_in(stores, carol)
+    assert len(await end(stores, SessionFilter())) == 3
+    now = int(clock.now())
+    found = {(kind, name): expire_time - now for _, kind, name, _, expire_time in await entries(stores)}
+    assert found == {
+        (EntryKind.GRANT, opaque.grant_id): OPAQUE_CACHE_SECONDS + ENTRY_MARGIN_SECONDS,
+        (EntryKind.GRANT, fresh.grant_id): LIFETIME + ENTRY_MARGIN_SECONDS,
+    }
+    assert (await stores.accounts.get(by_id(carol.account_id))).generation == 1
 
 
 @pytest.mark.requirement("R6")
@@ -280,17 +301,31 @@ async def test_a_refresh_beside_the_revocation_leaves_no_token_alive(stores: Sto
     held = await stores.sessions.find(snapshot.grant_id)
     assert held is not None
     refresh = stores.sessions.rotate(held, 60, LIFETIME, lambda _: None, ACT)
-    revoke = stores.session_selection.end((snapshot.grant_id,), "", ACT, confirm=False)
+    revoke = stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=False)
     both: list[Awaitable[Any]] = [refresh, revoke] if order == "refresh first" else [revoke, refresh]
     outcomes = await asyncio.gather(*both)
     rotated = outcomes[0] if order == "refresh first" else outcomes[1]
     assert (rotated is None) == (order == "revocation first")
-    [(_, kind, name, minimum, _)] = await entries(stores)
-    assert (kind, name) == (EntryKind.ACCOUNT, snapshot.account_id)
-    assert minimum > (rotated or snapshot).generation
+    [(_, kind, name, _, expire_time)] = await entries(stores)
+    assert (kind, name) == (EntryKind.GRANT, snapshot.grant_id)
+    assert expire_time == (rotated or snapshot).issue_time + LIFETIME + ENTRY_MARGIN_SECONDS
 
 
 async def test_a_session_ended_meanwhile_is_not_counted_again(stores: Stores) -> None:
     snapshot = await log_in(stores, await create_user(stores, "carol"))
+    part = await stores.session_selection.next_part(SessionFilter(), None, 1)
     await stores.grants.end(snapshot.grant_id, EndReason.LOGGED_OUT, "", ACT)
-    assert (await stores.session_selection.end((snapshot.grant_id,), "", ACT, confirm=False)).grant_count == 0
+    ended = await stores.session_selection.end(SessionFilter(), part, "", ACT, confirm=False)
+    assert (ended.grant_count, ended.version) == (0, None)
+
+
+async def test_the_acts_of_one_part_are_one_row_of_the_log_and_an_empty_act_is_one_too(
+    stores: Stores, tmp_path: Path
+) -> None:
+    carol = await create_user(stores, "carol")
+    await log_in(stores, carol)
+    before = count_rows(tmp_path, "audit_events")
+    await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
+    await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
+    await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=False)
+    assert count_rows(tmp_path, "audit_events") == before + 2
