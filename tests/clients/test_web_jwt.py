@@ -77,9 +77,13 @@ async def test_both_tokens_are_out_of_reach_of_scripts_and_the_refresh_token_goe
 
 
 @pytest.mark.requirement("R18")
-async def test_a_request_is_judged_here_and_costs_no_call(api: Api, browser: httpx.AsyncClient) -> None:
+async def test_a_request_is_judged_here_and_costs_no_call_unless_its_path_is_confirmed(
+    api: Api, browser: httpx.AsyncClient
+) -> None:
+    assert (await browser.get("/strict")).status_code == 200
     await api.server.stop()
     assert (await browser.get("/account")).status_code == 200
+    assert (await browser.get("/strict")).json()["reason"] == "DEPENDENCY_DOWN"
 
 
 @pytest.mark.requirement("R18")
