@@ -156,6 +156,23 @@ async def test_a_role_given_is_in_force_on_the_next_request_of_the_same_session(
     await until_answer(lambda: browser.get("/managers"), lambda answer: answer.status_code == 200)
 
 
+async def test_an_answer_that_a_change_has_overtaken_is_asked_for_again(
+    identity: Identity, browser: httpx.AsyncClient, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = cookie_of(await log_in(browser))
+    introspect = identity.introspections.introspect
+    before = await introspect(token, True)
+    request = account_pb2.SetRolesRequest(username="alice", roles=["manager"])
+    await api.accounts.SetRoles(request, metadata=await api.admin())
+    await until_answer(lambda: browser.get("/managers"), lambda answer: answer.status_code == 200)
+
+    async def late(raw_token: str, is_anew: bool) -> Any:
+        return await introspect(raw_token, True) if is_anew else before
+
+    monkeypatch.setattr(identity.introspections, "introspect", late)
+    assert (await browser.get("/managers")).status_code == 200
+
+
 async def test_a_confirmed_path_asks_the_service_on_every_request(
     identity: Identity, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
