@@ -16,9 +16,8 @@ from fastapi import FastAPI
 from identity.v1 import role_pb2
 from identity_client import web
 from identity_client.aio.identity import Identity
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.web import ORIGIN, PAGE, SAME, credentials
 from tests.rpc.api import Api
+from tests.web.site import ORIGIN, PAGE, SAME, credentials
 
 ROOT = Path(__file__).resolve().parents[2]
 

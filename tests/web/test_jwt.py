@@ -13,10 +13,8 @@ from identity.v1 import account_pb2, session_pb2
 from identity_client.aio.identity import Identity
 from identity_client.errors import TokenExpired
 from identity_client.tokens import opaque
-from tests.clients.test_web_sessions import account_id, sessions_of_alice
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.web import PAGE, SAME, Site, credentials, log_in, until_answer
 from tests.rpc.api import Api, bearer
+from tests.web.site import PAGE, SAME, Site, account_id, credentials, log_in, sessions_of_alice, until_answer
 
 ACCESS, REFRESH = "__Host-access", "__Secure-refresh"
 CODE = SAME | {"sec-fetch-mode": "cors"}

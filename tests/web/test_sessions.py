@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from http.cookies import SimpleCookie
 from typing import Any
 
 import httpx
@@ -14,18 +13,22 @@ import pytest
 from identity.v1 import account_pb2, authentication_pb2, credential_pb2, session_pb2, token_pb2
 from identity_client.aio.identity import Identity
 from identity_client.principal import find_principal
-from tests.clients.web import PAGE, SAME, Site, connected, credentials, log_in, until_answer
 from tests.rpc.api import USER_PASSWORD, Api, bearer
+from tests.web.site import (
+    COOKIE,
+    PAGE,
+    SAME,
+    Site,
+    account_id,
+    connected,
+    cookie_of,
+    credentials,
+    log_in,
+    sessions_of_alice,
+    until_answer,
+)
 
 NEW_PASSWORD = "another long enough secret"
-COOKIE = "__Host-session"
-
-
-@pytest.fixture
-async def identity(api: Api) -> AsyncIterator[Identity]:
-    await api.create_user("alice", "clerk")
-    async with connected(api) as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -37,23 +40,6 @@ def site(identity: Identity) -> Site:
 async def browser(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     async with site.browser() as client:
         yield client
-
-
-async def account_id(api: Api, username: str = "alice") -> str:
-    request = account_pb2.GetAccountRequest(username=username)
-    return (await api.accounts.GetAccount(request, metadata=await api.admin())).account.account_id
-
-
-async def sessions_of_alice(api: Api) -> list[session_pb2.Session]:
-    """Her live sessions in the order of their log-ins, but for that of the question."""
-    metadata = bearer((await api.login("alice")).access_token)
-    listed = await api.sessions.ListSessions(session_pb2.ListSessionsRequest(), metadata=metadata)
-    return [session for session in listed.sessions if not session.current]
-
-
-def cookie_of(answer: httpx.Response) -> str:
-    """The session token that an answer gives."""
-    return SimpleCookie(answer.headers["set-cookie"])[COOKIE].value
 
 
 # -- in and out ----------------------------------------------------------------------------------------------------
