@@ -19,11 +19,13 @@ from .domain.audit_seals import ChainBroken, SealKey
 from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.exchange import Exchanger
+from .domain.explain import Explainer
 from .domain.grants import SessionTerms
 from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
 from .domain.minting import Minter
+from .domain.once import RequestIds
 from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
@@ -34,6 +36,7 @@ from .domain.refusals import RefusalLog
 from .domain.revoke import Revoker
 from .domain.roles import RoleAdmin
 from .domain.sealer import Sealer
+from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
 from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
@@ -75,6 +78,9 @@ class House:
     exchanger: Exchanger
     introspector: Introspector
     accounts: AccountAdmin
+    session_revoker: SessionRevoker
+    explainer: Explainer
+    request_ids: RequestIds
     audit: AuditReader
     sealer: Sealer
 
@@ -168,8 +174,27 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         ),
         revoker=Revoker(stores.grants, stores.sessions, stores.revocations, hub, verifier, refresh_tokens),
         exchanger=Exchanger(introspector, stores.grants, audiences, minter, settings.service_name),
+        session_revoker=SessionRevoker(stores.session_selection, stores.accounts, hub),
+        explainer=Explainer(
+            grants=stores.grants,
+            sessions=stores.sessions,
+            revocations=stores.revocations,
+            verifier=verifier,
+            trust=state,
+            refresh_tokens=refresh_tokens,
+            leeway_seconds=settings.leeway_seconds,
+            clock=clock,
+        ),
         introspector=introspector,
-        accounts=AccountAdmin(stores.accounts, hub, hasher, randomness, groups | {settings.service_name, FIRST_PARTY}),
+        accounts=AccountAdmin(
+            accounts=stores.accounts,
+            sessions=stores.sessions,
+            feed=hub,
+            hasher=hasher,
+            randomness=randomness,
+            reserved_names=groups | {settings.service_name, FIRST_PARTY},
+        ),
+        request_ids=RequestIds(master.derive("request-ids")),
         audit=AuditReader(stores.audit, stores.accounts),
         sealer=sealer,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -89,10 +90,19 @@ _OPTIONS = (
 
 
 class Server:
-    """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop()."""
+    """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop().
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    *interceptors* are those of an embedding program; they stand behind the guard, next to the handlers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
         self._settings = settings
+        self._interceptors = interceptors
         self._clock = clock or SystemClock()
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
@@ -135,18 +145,24 @@ class Server:
             await self._health.set(service, status)
 
     def _build(self, house: House) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house), *self._interceptors], options=_OPTIONS)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
             AuthenticationServicer(house.authenticator, house.machines), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
             TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
         )
-        account_pb2_grpc.add_AccountServiceServicer_to_server(AccountServicer(house.accounts), server)
+        account_pb2_grpc.add_AccountServiceServicer_to_server(
+            AccountServicer(house.accounts, house.request_ids), server
+        )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), server)
-        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles), server)
-        credential_pb2_grpc.add_CredentialServiceServicer_to_server(CredentialServicer(house.credentials), server)
-        revocation_pb2_grpc.add_RevocationServiceServicer_to_server(RevocationServicer(house.revoker), server)
+        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles, house.request_ids), server)
+        credential_pb2_grpc.add_CredentialServiceServicer_to_server(
+            CredentialServicer(house.credentials, house.request_ids), server
+        )
+        revocation_pb2_grpc.add_RevocationServiceServicer_to_server(
+            RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations), server
+        )
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), server)
         trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -60,6 +60,27 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 
 @pytest.fixture
+def server_clock() -> FixedClock:
+    """Tests move its wall time alone: the server's own trust state stays fresh."""
+    return FixedClock()
+
+
+@pytest.fixture
+async def timed_api(make_settings: MakeSettings, server_clock: FixedClock) -> AsyncIterator[Api]:
+    """A running server whose admin is `root`, and whose time stands still until the test moves it."""
+    from identity.server import Server
+    from tests.rpc.api import Api, prepare
+
+    server = Server(make_settings(), server_clock)
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await prepare(server.house)
+    yield api
+    await api.channel.close()
+    await server.stop()
+
+
+@pytest.fixture
 async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
     """A running server whose admin is `root`."""
     from identity.server import Server

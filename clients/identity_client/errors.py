@@ -102,6 +102,16 @@ class UnknownRole(InvalidRequest):
         super().__init__(message or self.sentence, field)
 
 
+class RequestIdReused(InvalidRequest):
+    """INVALID_ARGUMENT: the caller has given this request_id to another request within the last day."""
+
+    reason = "REQUEST_ID_REUSED"
+    sentence = "The request_id was used for another request within the last day: choose a new one for each request."
+
+    def __init__(self, message: str = "", field: str = "request_id") -> None:
+        super().__init__(message or self.sentence, field)
+
+
 # -- UNAUTHENTICATED: log in again, or renew -----------------------------------------------------------------------
 
 
@@ -270,6 +280,24 @@ class CredentialAlreadyExists(AlreadyExists):
     sentence = "The public key or certificate name belongs to a live credential already."
 
 
+class SecretAlreadyShown(AlreadyExists):
+    """ALREADY_EXISTS: a repeat of a request that was done before; *resource_id* names what was created then."""
+
+    reason = "SECRET_ALREADY_SHOWN"
+    sentence = (
+        "The request was done before, and its secret was shown then: if that answer was lost, revoke what the "
+        "metadata's resource_id names and create another."
+    )
+
+    def __init__(self, message: str = "", resource_id: str = "") -> None:
+        super().__init__(message)
+        self.resource_id = resource_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"resource_id": self.resource_id}
+
+
 class StateConflict(IdentityError):
     status = "ABORTED"
     reason = "STATE_CONFLICT"
@@ -290,6 +318,11 @@ class RoleInUse(FailedPrecondition):
 class RoleBuiltIn(FailedPrecondition):
     reason = "ROLE_BUILT_IN"
     sentence = "The role belongs to the service itself and cannot be changed or deleted."
+
+
+class LastAdmin(FailedPrecondition):
+    reason = "LAST_ADMIN"
+    sentence = "This is the last enabled user with the role admin: give the role to another user first."
 
 
 class TokenTooLarge(FailedPrecondition):

@@ -18,6 +18,7 @@ from identity_client.errors import (
     NotFound,
     PermissionMissing,
     RetryLater,
+    SecretAlreadyShown,
     StateConflict,
     Unauthenticated,
 )
@@ -140,6 +141,8 @@ def _build(info: error_details_pb2.ErrorInfo, message: str, retry: error_details
     error = kind(sentence)
     if isinstance(error, Internal):
         error.error_id = info.metadata.get("error_id", "")
+    if isinstance(error, SecretAlreadyShown):
+        error.resource_id = info.metadata.get("resource_id", "")
     if isinstance(error, RetryLater) and retry is not None:
         error.retry_after_seconds = retry.retry_delay.ToMilliseconds() / 1000
     return error

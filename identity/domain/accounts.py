@@ -10,13 +10,13 @@ from identity_client.errors import InvalidRequest
 from identity_client.tokens import opaque
 
 from .feed import Feed
-from .grants import GrantKind, NewCredential
+from .grants import GrantKind, NewCredential, Session
 from .passwords import PasswordHasher, check_new_password
-from .ports import AccountStore
+from .ports import AccountStore, SessionStore
 from .randomness import Randomness, new_id
-from .roles import check_roles
+from .roles import check_role_name, check_roles
 from .secrets import hash_secret, refuse_token_text
-from .values import Account, AccountKind, AccountRef, Act, NewAccount
+from .values import EVERY_ACCOUNT, Account, AccountChange, AccountFilter, AccountKind, AccountRef, Act, NewAccount
 
 MAXIMUM_USERNAME = 128
 
@@ -30,12 +30,20 @@ def normalise_username(raw_username: str, field: str = "username") -> str:
     """
     if len(raw_username) > MAXIMUM_USERNAME:
         raise InvalidRequest(f"at most {MAXIMUM_USERNAME} characters", field)
-    normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", raw_username).casefold())
+    normal = _folded(raw_username)
     if not normal or len(normal) > MAXIMUM_USERNAME or normal != normal.strip():
         raise InvalidRequest(f"1-{MAXIMUM_USERNAME} characters without spaces at the ends", field)
     if any(unicodedata.category(character).startswith("C") for character in normal):
         raise InvalidRequest("control, format and unassigned characters are not allowed", field)
     return normal
+
+
+def normalise_prefix(raw_prefix: str, field: str) -> str:
+    """The beginning of a username in the form that names are compared in; "" for every name. Raises InvalidRequest."""
+    if len(raw_prefix) > MAXIMUM_USERNAME:
+        raise InvalidRequest(f"at most {MAXIMUM_USERNAME} characters", field)
+    refuse_token_text(raw_prefix, field)
+    return _folded(raw_prefix)
 
 
 def check_service_name(name: str) -> str:
@@ -50,18 +58,24 @@ def normalise_ref(ref: AccountRef) -> AccountRef:
     return ref if ref.username is None else replace(ref, username=normalise_username(ref.username))
 
 
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
 class AccountAdmin:
     """What administrators do to accounts."""
 
     def __init__(
         self,
         accounts: AccountStore,
+        sessions: SessionStore,
         feed: Feed,
         hasher: PasswordHasher,
         randomness: Randomness,
         reserved_names: frozenset[str],
     ) -> None:
         self._accounts = accounts
+        self._sessions = sessions
         self._feed = feed
         self._hasher = hasher
         self._randomness = randomness
@@ -70,7 +84,7 @@ class AccountAdmin:
     async def create_user(
         self, username: str, password: str, roles: tuple[str, ...], act: Act, *, password_change_required: bool = False
     ) -> Account:
-        """Create a person. Raises InvalidRequest, UnknownRole, AccountAlreadyExists, Overloaded."""
+        """Create a person. Raises InvalidRequest, UnknownRole, AccountAlreadyExists, RequestIdReused, Overloaded."""
         normalised = normalise_username(username)
         refuse_token_text(username, "username")
         roles = check_roles(roles)
@@ -82,7 +96,8 @@ class AccountAdmin:
     async def create_service(self, username: str, roles: tuple[str, ...], act: Act) -> tuple[Account, str, str]:
         """Create a service with its first client secret; -> account, grant id, the secret's text.
 
-        Raises InvalidRequest (also for the name of this service or of a group), UnknownRole, AccountAlreadyExists.
+        Raises InvalidRequest (also for the name of this service or of a group), UnknownRole, AccountAlreadyExists,
+        RequestIdReused, SecretAlreadyShown.
         """
         check_service_name(username)
         if username in self._reserved_names:
@@ -98,18 +113,61 @@ class AccountAdmin:
         """Raises AccountNotFound."""
         return await self._accounts.get(normalise_ref(ref))
 
-    async def list_page(self, after_username: str, limit: int) -> list[Account]:
-        """At most *limit* accounts after the normalised *after_username*, by name."""
-        return await self._accounts.list_page(after_username, limit)
+    async def list_page(self, after_username: str, limit: int, which: AccountFilter = EVERY_ACCOUNT) -> list[Account]:
+        """At most *limit* accounts after the normalised *after_username*, by name. Raises InvalidRequest."""
+        if which.role:
+            check_role_name(which.role, "role")
+        prefix = normalise_prefix(which.username_prefix, "username_prefix")
+        return await self._accounts.list_page(after_username, limit, replace(which, username_prefix=prefix))
+
+    async def list_sessions(self, ref: AccountRef, before: tuple[int, str] | None, limit: int) -> list[Session]:
+        """At most *limit* live sessions, the newest first, after the one created at and named by *before*.
+
+        Raises AccountNotFound.
+        """
+        account = await self.get(ref)
+        return await self._sessions.list_page(account.account_id, before, limit)
+
+    async def update(self, ref: AccountRef, change: AccountChange, act: Act) -> Account:
+        """Change a user. Raises InvalidRequest, AccountNotFound, AccountAlreadyExists."""
+        if change.username is not None:
+            normalised = normalise_username(change.username, "change.username")
+            refuse_token_text(change.username, "change.username")
+            change = replace(change, normalised_username=normalised)
+        return await self._accounts.update(normalise_ref(ref), change, act)
+
+    async def delete(self, ref: AccountRef, note: str, act: Act) -> int:
+        """Remove the account and erase the person; -> how many grants ended. Raises AccountNotFound, LastAdmin."""
+        ended = await self._accounts.delete(normalise_ref(ref), note, act)
+        await self._feed.published(ended.version)
+        return ended.grant_count
+
+    async def set_password(
+        self, ref: AccountRef, raw_password: str, act: Act, *, is_change_required: bool = True
+    ) -> tuple[Account, int]:
+        """Give a user another password and end every session; -> account, how many sessions ended.
+
+        Raises InvalidRequest, AccountNotFound, Overloaded.
+        """
+        account = await self.get(ref)
+        password = check_new_password(raw_password, normalise_username(account.username))
+        password_hash = await self._hasher.hash(password)
+        by_id = AccountRef(account_id=account.account_id)
+        account, ended = await self._accounts.set_password(by_id, password_hash, is_change_required, act)
+        await self._feed.published(ended.version)
+        return account, ended.grant_count
 
     async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> Account:
-        """Replace the roles; tokens with the old ones are outdated at once. Raises AccountNotFound, UnknownRole."""
+        """Replace the roles; tokens with the old ones are outdated at once.
+
+        Raises AccountNotFound, UnknownRole, LastAdmin.
+        """
         account, version = await self._accounts.set_roles(normalise_ref(ref), check_roles(roles), act)
         await self._feed.published(version)
         return account
 
     async def disable(self, ref: AccountRef, act: Act) -> Account:
-        """Shut the account out at once. Raises AccountNotFound."""
+        """Shut the account out at once. Raises AccountNotFound, LastAdmin."""
         account, version = await self._accounts.disable(normalise_ref(ref), act)
         await self._feed.published(version)
         return account

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 
-from .values import Seconds
+from .values import AccountRef, Seconds
 
 
 class GrantKind(enum.StrEnum):
@@ -115,6 +116,33 @@ class Session:
     user_agent: str
 
 
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions: all conditions that are given hold together; none is everyone's."""
+
+    account: AccountRef | None = None
+    issued_before: int | None = None
+    origin: IPv4Network | IPv6Network | None = None
+
+    def __str__(self) -> str:
+        account = "" if self.account is None else f"account={self.account.account_id}"
+        before = "" if self.issued_before is None else f"issued_before={self.issued_before}"
+        origin = "" if self.origin is None else f"origin={self.origin}"
+        return " ".join(filter(None, (account, before, origin))) or "all"
+
+
+Place = tuple[str, int, str]
+"""Where a walk through the sessions of all accounts stands: account id, time of creation, grant id."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedSessions:
+    """A part of the sessions that a filter admits, and where to go on; None at the end."""
+
+    grant_ids: tuple[str, ...]
+    next_place: Place | None
+
+
 # -- credentials ---------------------------------------------------------------------------------------------------
 
 
@@ -202,3 +230,31 @@ class BearerRecord:
     expire_time: int | None
     is_live: bool
     last_used_time: int | None
+
+
+# -- explanations --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GrantStatus:
+    """Everything about a grant and its account that decides whether a text of it is good."""
+
+    kind: GrantKind
+    snapshot: GrantSnapshot  # as it would be issued now
+    audiences: tuple[str, ...]
+    secret_hash: bytes | None = field(repr=False)
+    use: ApiKeyUse | None
+    create_time: Seconds
+    expire_time: int | None
+    end_time: int | None
+    end_reason: str
+    is_account_disabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """What was taken back of an access token besides its grant."""
+
+    is_revoked: bool
+    is_key_revoked: bool
+    outdated_roles: tuple[str, ...]  # narrowed since it was issued, or gone

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from identity_client.tokens.claims import Claims
-from identity_client.trust.entries import Batch, Entry
+from identity_client.trust.entries import Batch, Entry, EntryKind
 
 from .audit_events import AuditFilter, AuditPage
 from .audit_seals import Seal, SealedRow, SealHead
@@ -24,14 +24,22 @@ from .grants import (
     Derivation,
     GrantKind,
     GrantSnapshot,
+    GrantStatus,
     NewCredential,
     NewSession,
+    Place,
+    SelectedSessions,
     Session,
+    SessionFilter,
     SessionRecord,
+    TokenStatus,
 )
 from .throttle import Attempt, Reservation
 from .values import (
+    EVERY_ACCOUNT,
     Account,
+    AccountChange,
+    AccountFilter,
     AccountRef,
     Act,
     Ended,
@@ -62,22 +70,46 @@ class AccountStore(Protocol):
     """Accounts, and the password of a user."""
 
     async def create(self, account: NewAccount, credential: NewCredential | None, act: Act) -> Account:
-        """Insert. *credential* is a service's first one. Raises AccountAlreadyExists, UnknownRole."""
+        """Insert. *credential* is a service's first one.
+
+        A repeat answers the account as it is now. Raises AccountAlreadyExists, UnknownRole, RequestIdReused,
+        SecretAlreadyShown (a repeat with a credential), AccountNotFound (a repeat, and it is gone).
+        """
 
     async def get(self, ref: AccountRef) -> Account:
         """Raises AccountNotFound."""
 
-    async def list_page(self, after_username: str, limit: int) -> list[Account]:
+    async def list_page(self, after_username: str, limit: int, which: AccountFilter = EVERY_ACCOUNT) -> list[Account]:
         """At most *limit* accounts whose normalised username is greater than *after_username*, in that order."""
+
+    async def update(self, ref: AccountRef, change: AccountChange, act: Act) -> Account:
+        """Change a user. Raises AccountNotFound, InvalidRequest (a service), AccountAlreadyExists."""
+
+    async def delete(self, ref: AccountRef, note: str, act: Act) -> Ended:
+        """Remove the account, its grants and all that is personal; its tokens are outdated.
+
+        Raises AccountNotFound, LastAdmin.
+        """
+
+    async def set_password(
+        self, ref: AccountRef, password_hash: str, is_change_required: bool, act: Act
+    ) -> tuple[Account, Ended]:
+        """Replace a user's hash, end all sessions, raise credential version and generation.
+
+        Raises AccountNotFound, InvalidRequest (a service).
+        """
 
     async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> tuple[Account, int | None]:
         """Replace the roles; a real change raises the generation and is a feed entry. -> account, feed version.
 
-        Raises AccountNotFound, UnknownRole.
+        Raises AccountNotFound, UnknownRole, LastAdmin.
         """
 
     async def disable(self, ref: AccountRef, act: Act) -> tuple[Account, int | None]:
-        """Disable, raise the generation, end the sessions (EndReason.ACCOUNT_DISABLED). Idempotent."""
+        """Disable, raise the generation, end the sessions (EndReason.ACCOUNT_DISABLED). Idempotent.
+
+        Raises AccountNotFound, LastAdmin.
+        """
 
     async def enable(self, ref: AccountRef, act: Act) -> Account:
         """Enable. Idempotent."""
@@ -99,7 +131,7 @@ class RoleStore(Protocol):
     """Roles. Every change moves the policy version."""
 
     async def create(self, name: str, scopes: tuple[str, ...], description: str, act: Act) -> Role:
-        """Raises RoleAlreadyExists."""
+        """A repeat answers the role as it is now. Raises RoleAlreadyExists, RequestIdReused, RoleNotFound."""
 
     async def get(self, name: str) -> Role:
         """Raises RoleNotFound."""
@@ -163,10 +195,11 @@ class CredentialStore(Protocol):
     """Machine credentials. A live one has neither ended nor expired, and its account is enabled."""
 
     async def create(self, ref: AccountRef, credential: NewCredential, act: Act) -> Credential:
-        """Insert. An expired one of the same lookup name makes way.
+        """Insert. An expired one of the same lookup name makes way. A repeat answers the credential as it is now.
 
         Raises AccountNotFound, InvalidRequest (the account is a user, and the kind is for services), ScopeNotGranted
-        (the account's roles do not grant it now), CredentialAlreadyExists.
+        (the account's roles do not grant it now), CredentialAlreadyExists, RequestIdReused, SecretAlreadyShown (a
+        repeat, and the credential has a secret), GrantNotFound (a repeat, and it is gone).
         """
 
     async def list_page(self, ref: AccountRef, before: tuple[int, str] | None, limit: int) -> list[Credential]:
@@ -224,13 +257,29 @@ class GrantStore(Protocol):
     async def end_all(self, ref: AccountRef, note: str, act: Act) -> Ended:
         """End every grant of an account and raise its generation. Raises AccountNotFound."""
 
+    async def find_status(self, grant_id: str) -> GrantStatus | None:
+        """The grant as it stands, ended and expired ones included. Notes no use."""
+
+
+class SessionSelection(Protocol):
+    """Sessions of any number of accounts at once, in parts that hold nobody up."""
+
+    async def select(self, which: SessionFilter, after: Place | None, limit: int) -> SelectedSessions:
+        """Look at *limit* live sessions after a place: those that *which* (its account by id) admits."""
+
+    async def end(self, grant_ids: tuple[str, ...], note: str, act: Act, *, confirm: bool) -> Ended:
+        """End those of the sessions that still live. Accounts of which a token may be alive get a higher generation.
+
+        *confirm*: whether the caller is confirmed; the first part of an act may end the caller's own session.
+        """
+
 
 class Sweeper(Protocol):
     """Removes rows that nothing asks for any more."""
 
     async def sweep(self, after: str, limit: int) -> str:
         """Look at *limit* grants after the id *after*; remove those ended or expired for a day, and at most *limit*
-        expired revocations, assertions and counters of log-ins. -> the id to go on after, "" at the end.
+        expired revocations, assertions, requests and counters of log-ins. -> the id to go on after, "" at the end.
         """
 
 
@@ -242,6 +291,12 @@ class RevocationStore(Protocol):
 
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:
         """Judge by the rows alone: grant, account, generation, jti and key."""
+
+    async def find_status(self, token: TokenIdentity) -> TokenStatus:
+        """What was taken back of a token besides its grant."""
+
+    async def list_page(self, kind: EntryKind | None, below: int | None, limit: int) -> list[tuple[int, Entry]]:
+        """At most *limit* live entries with versions less than *below*, the newest first."""
 
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         """(version, entry) with versions greater than *version*, in order and without gaps."""

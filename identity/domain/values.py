@@ -66,6 +66,28 @@ class NewAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountChange:
+    """New values; None leaves the old one."""
+
+    username: str | None = None  # as shown
+    normalised_username: str | None = None  # as compared
+    password_change_required: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFilter:
+    """Which accounts to list; None and "" admit all."""
+
+    kind: AccountKind | None = None
+    role: str = ""
+    is_disabled: bool | None = None
+    username_prefix: str = ""  # normalised
+
+
+EVERY_ACCOUNT = AccountFilter()
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
     """A role as an administrator sees it."""
 
@@ -138,6 +160,15 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """A request that acts once however often it is sent: its name, chosen by the caller, and what was asked for."""
+
+    name: str
+    method: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Act:
     """Who does something and from where: what the audit row of a use-case says besides its outcome."""
 
@@ -145,6 +176,7 @@ class Act:
     origin: str  # the caller's address without its port; "" when unknown
     caller: Caller | None = None
     user_agent: str = ""  # what the caller's program calls itself
+    once: Once | None = None
 
 
 @dataclass(frozen=True, slots=True)

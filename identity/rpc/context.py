@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import ipaddress
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
 
+from identity.domain.once import RequestIds
 from identity.domain.texts import check_text
 from identity.domain.values import Act, Caller
 from identity.v1 import authentication_pb2
@@ -38,6 +40,15 @@ def act_of_anyone(context: _ServicerContext, client_info: authentication_pb2.Cli
 def act_of_admin(context: _ServicerContext) -> Act:
     """An act by the authenticated caller; the store confirms the caller in the act's own transaction."""
     return _act_of_caller(context, "identity.admin")
+
+
+def act_of_creator(context: _ServicerContext, request: Any, request_ids: RequestIds) -> Act:
+    """The same, once however often *request*, which has a request_id, is sent. Raises InvalidRequest."""
+    content = type(request)()
+    content.CopyFrom(request)
+    content.ClearField("request_id")
+    once = request_ids.read(request.request_id, request.DESCRIPTOR.name, content.SerializeToString(deterministic=True))
+    return replace(act_of_admin(context), once=once)
 
 
 def act_of_self(context: _ServicerContext) -> Act:
@@ -86,6 +97,8 @@ def _forwarded(ip_address: str) -> str:
     if principal is None or FORWARD_SCOPE not in principal.scopes:
         raise PermissionMissing(f"client_info.ip_address is taken from callers with the scope {FORWARD_SCOPE} alone.")
     try:
+        if "%" in ip_address:
+            raise ValueError("a zone is any text, and means something on one machine alone")
         return str(ipaddress.ip_address(ip_address))
     except ValueError:
         raise InvalidRequest("an IPv4 or IPv6 address", "client_info.ip_address") from None

@@ -51,15 +51,15 @@ def timestamp(seconds: int) -> Timestamp:
     return Timestamp(seconds=seconds)
 
 
-def account_ref(request: _NamesAccount) -> AccountRef:
-    """The account that a request names. Raises InvalidRequest."""
+def account_ref(request: _NamesAccount, prefix: str = "") -> AccountRef:
+    """The account that a request names; *prefix* leads to the part that does. Raises InvalidRequest."""
     match request.WhichOneof("account"):
         case "account_id":
-            return AccountRef(account_id=checked_id(request.account_id, "account_id"))
+            return AccountRef(account_id=checked_id(request.account_id, f"{prefix}account_id"))
         case "username":
             return AccountRef(username=request.username)
         case _:
-            raise InvalidRequest("name the account by account_id or by username", "account")
+            raise InvalidRequest("name the account by account_id or by username", f"{prefix}account")
 
 
 def checked_id(text: str, field: str) -> str:

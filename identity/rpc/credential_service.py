@@ -9,12 +9,14 @@ import grpc
 from identity.domain.certificates import dns_name, spiffe_name
 from identity.domain.credentials import CredentialAdmin
 from identity.domain.grants import ApiKeyUse, Credential, CredentialTerms, GrantKind
+from identity.domain.once import RequestIds
+from identity.domain.values import Act
 from identity.v1 import credential_pb2 as pb
 from identity.v1 import credential_pb2_grpc
 from identity_client.errors import InvalidRequest
 
 from . import convert, pages
-from .context import act_of_admin
+from .context import act_of_admin, act_of_creator
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -31,14 +33,15 @@ _USES_BACK = {number: use for use, number in _USES.items()}
 class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
     """Administers credentials."""
 
-    def __init__(self, admin: CredentialAdmin) -> None:
+    def __init__(self, admin: CredentialAdmin, request_ids: RequestIds) -> None:
         self._admin = admin
+        self._request_ids = request_ids
 
     async def CreateClientSecret(
         self, request: pb.CreateClientSecretRequest, context: _Context
     ) -> pb.CreateClientSecretResponse:
         ref, terms = convert.account_ref(request), _terms(request.terms)
-        created = await self._admin.create_client_secret(ref, terms, act_of_admin(context))
+        created = await self._admin.create_client_secret(ref, terms, self._act(context, request))
         return pb.CreateClientSecretResponse(credential=_credential(created.credential), client_secret=created.text)
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: _Context) -> pb.CreateApiKeyResponse:
@@ -46,21 +49,21 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         if use is None:
             raise InvalidRequest(f"use one of {', '.join(pb.ApiKeyUse.keys()[1:])}", "use")
         ref, terms = convert.account_ref(request), _terms(request.terms)
-        created = await self._admin.create_api_key(ref, terms, use, act_of_admin(context))
+        created = await self._admin.create_api_key(ref, terms, use, self._act(context, request))
         return pb.CreateApiKeyResponse(credential=_credential(created.credential), api_key=created.text)
 
     async def CreatePublicKey(
         self, request: pb.CreatePublicKeyRequest, context: _Context
     ) -> pb.CreatePublicKeyResponse:
         ref, terms = convert.account_ref(request), _terms(request.terms)
-        created = await self._admin.create_public_key(ref, terms, request.public_key_pem, act_of_admin(context))
+        created = await self._admin.create_public_key(ref, terms, request.public_key_pem, self._act(context, request))
         return pb.CreatePublicKeyResponse(credential=_credential(created))
 
     async def CreateCertificateIdentity(
         self, request: pb.CreateCertificateIdentityRequest, context: _Context
     ) -> pb.CreateCertificateIdentityResponse:
         ref, terms = convert.account_ref(request), _terms(request.terms)
-        created = await self._admin.create_certificate_name(ref, terms, _name(request), act_of_admin(context))
+        created = await self._admin.create_certificate_name(ref, terms, _name(request), self._act(context, request))
         return pb.CreateCertificateIdentityResponse(credential=_credential(created))
 
     async def ListCredentials(self, request: pb.ListCredentialsRequest, _: _Context) -> pb.ListCredentialsResponse:
@@ -78,6 +81,9 @@ class CredentialServicer(credential_pb2_grpc.CredentialServiceServicer):
         credential_id = convert.checked_id(request.credential_id, "credential_id")
         count = await self._admin.revoke(credential_id, convert.note(request.reason), act_of_admin(context))
         return pb.RevokeCredentialResponse(ended_grant_count=count)
+
+    def _act(self, context: _Context, request: Any) -> Act:
+        return act_of_creator(context, request, self._request_ids)
 
 
 def _terms(message: pb.CredentialTerms) -> CredentialTerms:

@@ -35,26 +35,25 @@ def read_name(page_token: str, longest: int) -> str:
     return name
 
 
+def read_number(page_token: str) -> int | None:
+    """The number to go on below, None at the start. Raises InvalidRequest."""
+    place = _read(page_token, 1)
+    return None if place is None else _number(place[0], 18)
+
+
 def read_time_and_id(page_token: str) -> tuple[int, str] | None:
     """The time and id to go on below, None at the start. Raises InvalidRequest."""
     place = _read(page_token, 2)
     if place is None:
         return None
     time, row_id = place
-    if not (time.isascii() and time.isdigit() and len(time) <= 12):
-        raise _unreadable()
-    return int(time), convert.checked_id(row_id, "page_token")
+    return _number(time, 12), convert.checked_id(row_id, "page_token")
 
 
-def read_number(page_token: str) -> int | None:
-    """The number to go on below, None at the start. Raises InvalidRequest."""
-    place = _read(page_token, 1)
-    if place is None:
-        return None
-    [number] = place
-    if not (number.isascii() and number.isdigit() and len(number) <= 18):
+def _number(text: str, digits: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
         raise _unreadable()
-    return int(number)
+    return int(text)
 
 
 def _read(page_token: str, parts: int) -> list[str] | None:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from identity.domain.once import RequestIds
 from identity.domain.roles import RoleAdmin
 from identity.domain.values import Role, RoleChange
 from identity.v1 import role_pb2 as pb
@@ -13,7 +14,7 @@ from identity.v1 import role_pb2_grpc
 from identity_client.errors import InvalidRequest
 
 from . import convert, pages
-from .context import act_of_admin
+from .context import act_of_admin, act_of_creator
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -24,13 +25,13 @@ _LONGEST_NAME = 64
 class RoleServicer(role_pb2_grpc.RoleServiceServicer):
     """Administers roles."""
 
-    def __init__(self, admin: RoleAdmin) -> None:
+    def __init__(self, admin: RoleAdmin, request_ids: RequestIds) -> None:
         self._admin = admin
+        self._request_ids = request_ids
 
     async def CreateRole(self, request: pb.CreateRoleRequest, context: _Context) -> pb.CreateRoleResponse:
-        created = await self._admin.create(
-            request.name, tuple(request.scopes), request.description, act_of_admin(context)
-        )
+        act = act_of_creator(context, request, self._request_ids)
+        created = await self._admin.create(request.name, tuple(request.scopes), request.description, act)
         return pb.CreateRoleResponse(role=_role(created))
 
     async def GetRole(self, request: pb.GetRoleRequest, _: _Context) -> pb.GetRoleResponse:

@@ -21,6 +21,7 @@ from identity.storage.sql.credentials import SqlCredentialStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.revocations import SqlRevocationStore
 from identity.storage.sql.roles import SqlRoleStore
+from identity.storage.sql.session_selection import SqlSessionSelection
 from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
@@ -52,6 +53,7 @@ class Stores:
         self.sessions = SqlSessionStore(access)
         self.credentials = SqlCredentialStore(access)
         self.grants = SqlGrantStore(access)
+        self.session_selection = SqlSessionSelection(access)
         self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)

@@ -108,6 +108,18 @@ used_assertions = Table(
     Index("used_assertions_by_expiry", "expire_time"),
 )
 
+done_requests = Table(
+    "done_requests",
+    metadata,
+    Column("caller_account_id", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),  # as the caller named it
+    Column("method", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # keyed, of all that was asked for
+    Column("resource_id", Text, nullable=False),  # what was created
+    Column("expire_time", BigInteger, nullable=False),  # from then on the name is free
+    Index("done_requests_by_expiry", "expire_time"),
+)
+
 revocations = Table(
     "revocations",
     metadata,

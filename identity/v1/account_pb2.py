@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
+from identity.v1 import session_pb2 as identity_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19identity/v1/account.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\xb0\x02\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.identity.v1.AccountKind\x12\x10\n\x08username\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64isable_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x18password_change_required\x18\t \x01(\x08\"m\n\x11\x43reateUserRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\r\n\x05roles\x18\x03 \x03(\t\x12 \n\x18password_change_required\x18\x04 \x01(\x08\";\n\x12\x43reateUserResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\">\n\x1b\x43reateServiceAccountRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\"s\n\x1c\x43reateServiceAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08grant_id\x18\x03 \x01(\t\"H\n\x11GetAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"<\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.identity.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x0fSetRolesRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\r\n\x05roles\x18\x03 \x03(\tB\t\n\x07\x61\x63\x63ount\"9\n\x10SetRolesResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"L\n\x15\x44isableAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\"?\n\x16\x44isableAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"K\n\x14\x45nableAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\">\n\x15\x45nableAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account*\\\n\x0b\x41\x63\x63ountKind\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43OUNT_KIND_USER\x10\x01\x12\x18\n\x14\x41\x43\x43OUNT_KIND_SERVICE\x10\x02\x32\x9f\x06\n\x0e\x41\x63\x63ountService\x12\x65\n\nCreateUser\x12\x1e.identity.v1.CreateUserRequest\x1a\x1f.identity.v1.CreateUserResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x83\x01\n\x14\x43reateServiceAccount\x12(.identity.v1.CreateServiceAccountRequest\x1a).identity.v1.CreateServiceAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12j\n\nGetAccount\x12\x1e.identity.v1.GetAccountRequest\x1a\x1f.identity.v1.GetAccountResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12p\n\x0cListAccounts\x12 .identity.v1.ListAccountsRequest\x1a!.identity.v1.ListAccountsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12_\n\x08SetRoles\x12\x1c.identity.v1.SetRolesRequest\x1a\x1d.identity.v1.SetRolesResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12q\n\x0e\x44isableAccount\x12\".identity.v1.DisableAccountRequest\x1a#.identity.v1.DisableAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12n\n\rEnableAccount\x12!.identity.v1.EnableAccountRequest\x1a\".identity.v1.EnableAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19identity/v1/account.proto\x12\x0bidentity.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\x1a\x19identity/v1/session.proto\"\xb0\x02\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.identity.v1.AccountKind\x12\x10\n\x08username\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64isable_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x18password_change_required\x18\t \x01(\x08\"\x81\x01\n\x11\x43reateUserRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\r\n\x05roles\x18\x03 \x03(\t\x12 \n\x18password_change_required\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\";\n\x12\x43reateUserResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"R\n\x1b\x43reateServiceAccountRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"s\n\x1c\x43reateServiceAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08grant_id\x18\x03 \x01(\t\"H\n\x11GetAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"\xaf\x01\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.identity.v1.AccountKind\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x15\n\x08\x64isabled\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fusername_prefix\x18\x06 \x01(\tB\x0b\n\t_disabled\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.identity.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\rAccountChange\x12\x10\n\x08username\x18\x01 \x01(\t\x12 \n\x18password_change_required\x18\x02 \x01(\x08\"\xa8\x01\n\x14UpdateAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12*\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x1a.identity.v1.AccountChange\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\t\n\x07\x61\x63\x63ount\">\n\x15UpdateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"[\n\x14\x44\x65leteAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x0e\n\x06reason\x18\x03 \x01(\tB\t\n\x07\x61\x63\x63ount\"2\n\x15\x44\x65leteAccountResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"\xa4\x01\n\x12SetPasswordRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x15\n\x08password\x18\x03 \x01(\tB\x03\x80\x01\x01\x12%\n\x18password_change_required\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\t\n\x07\x61\x63\x63ountB\x1b\n\x19_password_change_required\"Y\n\x13SetPasswordResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\x12\x1b\n\x13\x65nded_session_count\x18\x02 \x01(\x03\"x\n\x1aListAccountSessionsRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ount\"^\n\x1bListAccountSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.identity.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x0fSetRolesRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\r\n\x05roles\x18\x03 \x03(\tB\t\n\x07\x61\x63\x63ount\"9\n\x10SetRolesResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"L\n\x15\x44isableAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\"?\n\x16\x44isableAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account\"K\n\x14\x45nableAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x42\t\n\x07\x61\x63\x63ount\">\n\x15\x45nableAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.identity.v1.Account*\\\n\x0b\x41\x63\x63ountKind\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43OUNT_KIND_USER\x10\x01\x12\x18\n\x14\x41\x43\x43OUNT_KIND_SERVICE\x10\x02\x32\xf1\t\n\x0e\x41\x63\x63ountService\x12\x65\n\nCreateUser\x12\x1e.identity.v1.CreateUserRequest\x1a\x1f.identity.v1.CreateUserResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x83\x01\n\x14\x43reateServiceAccount\x12(.identity.v1.CreateServiceAccountRequest\x1a).identity.v1.CreateServiceAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12j\n\nGetAccount\x12\x1e.identity.v1.GetAccountRequest\x1a\x1f.identity.v1.GetAccountResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12p\n\x0cListAccounts\x12 .identity.v1.ListAccountsRequest\x1a!.identity.v1.ListAccountsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12n\n\rUpdateAccount\x12!.identity.v1.UpdateAccountRequest\x1a\".identity.v1.UpdateAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12n\n\rDeleteAccount\x12!.identity.v1.DeleteAccountRequest\x1a\".identity.v1.DeleteAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12h\n\x0bSetPassword\x12\x1f.identity.v1.SetPasswordRequest\x1a .identity.v1.SetPasswordResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x85\x01\n\x13ListAccountSessions\x12\'.identity.v1.ListAccountSessionsRequest\x1a(.identity.v1.ListAccountSessionsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12_\n\x08SetRoles\x12\x1c.identity.v1.SetRolesRequest\x1a\x1d.identity.v1.SetRolesResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12q\n\x0e\x44isableAccount\x12\".identity.v1.DisableAccountRequest\x1a#.identity.v1.DisableAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12n\n\rEnableAccount\x12!.identity.v1.EnableAccountRequest\x1a\".identity.v1.EnableAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEUSERREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001'
   _globals['_CREATESERVICEACCOUNTRESPONSE'].fields_by_name['client_secret']._loaded_options = None
   _globals['_CREATESERVICEACCOUNTRESPONSE'].fields_by_name['client_secret']._serialized_options = b'\200\001\001'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['password']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001'
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateUser']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
   _globals['_ACCOUNTSERVICE'].methods_by_name['CreateServiceAccount']._loaded_options = None
@@ -45,44 +49,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNTSERVICE'].methods_by_name['GetAccount']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
   _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccounts']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccounts']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['UpdateAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['UpdateAccount']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['DeleteAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['DeleteAccount']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['SetPassword']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['SetPassword']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccountSessions']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccountSessions']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
   _globals['_ACCOUNTSERVICE'].methods_by_name['SetRoles']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['SetRoles']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
   _globals['_ACCOUNTSERVICE'].methods_by_name['DisableAccount']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['DisableAccount']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
   _globals['_ACCOUNTSERVICE'].methods_by_name['EnableAccount']._loaded_options = None
   _globals['_ACCOUNTSERVICE'].methods_by_name['EnableAccount']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
-  _globals['_ACCOUNTKIND']._serialized_start=1477
-  _globals['_ACCOUNTKIND']._serialized_end=1569
-  _globals['_ACCOUNT']._serialized_start=102
-  _globals['_ACCOUNT']._serialized_end=406
-  _globals['_CREATEUSERREQUEST']._serialized_start=408
-  _globals['_CREATEUSERREQUEST']._serialized_end=517
-  _globals['_CREATEUSERRESPONSE']._serialized_start=519
-  _globals['_CREATEUSERRESPONSE']._serialized_end=578
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=580
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=642
-  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_start=644
-  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_end=759
-  _globals['_GETACCOUNTREQUEST']._serialized_start=761
-  _globals['_GETACCOUNTREQUEST']._serialized_end=833
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=835
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=894
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=896
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=956
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=958
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1045
-  _globals['_SETROLESREQUEST']._serialized_start=1047
-  _globals['_SETROLESREQUEST']._serialized_end=1132
-  _globals['_SETROLESRESPONSE']._serialized_start=1134
-  _globals['_SETROLESRESPONSE']._serialized_end=1191
-  _globals['_DISABLEACCOUNTREQUEST']._serialized_start=1193
-  _globals['_DISABLEACCOUNTREQUEST']._serialized_end=1269
-  _globals['_DISABLEACCOUNTRESPONSE']._serialized_start=1271
-  _globals['_DISABLEACCOUNTRESPONSE']._serialized_end=1334
-  _globals['_ENABLEACCOUNTREQUEST']._serialized_start=1336
-  _globals['_ENABLEACCOUNTREQUEST']._serialized_end=1411
-  _globals['_ENABLEACCOUNTRESPONSE']._serialized_start=1413
-  _globals['_ENABLEACCOUNTRESPONSE']._serialized_end=1475
-  _globals['_ACCOUNTSERVICE']._serialized_start=1572
-  _globals['_ACCOUNTSERVICE']._serialized_end=2371
+  _globals['_ACCOUNTKIND']._serialized_start=2620
+  _globals['_ACCOUNTKIND']._serialized_end=2712
+  _globals['_ACCOUNT']._serialized_start=163
+  _globals['_ACCOUNT']._serialized_end=467
+  _globals['_CREATEUSERREQUEST']._serialized_start=470
+  _globals['_CREATEUSERREQUEST']._serialized_end=599
+  _globals['_CREATEUSERRESPONSE']._serialized_start=601
+  _globals['_CREATEUSERRESPONSE']._serialized_end=660
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=662
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=744
+  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_start=746
+  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_end=861
+  _globals['_GETACCOUNTREQUEST']._serialized_start=863
+  _globals['_GETACCOUNTREQUEST']._serialized_end=935
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=937
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=996
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=999
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1174
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1176
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1263
+  _globals['_ACCOUNTCHANGE']._serialized_start=1265
+  _globals['_ACCOUNTCHANGE']._serialized_end=1332
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1335
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1503
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1505
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1567
+  _globals['_DELETEACCOUNTREQUEST']._serialized_start=1569
+  _globals['_DELETEACCOUNTREQUEST']._serialized_end=1660
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_start=1662
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_end=1712
+  _globals['_SETPASSWORDREQUEST']._serialized_start=1715
+  _globals['_SETPASSWORDREQUEST']._serialized_end=1879
+  _globals['_SETPASSWORDRESPONSE']._serialized_start=1881
+  _globals['_SETPASSWORDRESPONSE']._serialized_end=1970
+  _globals['_LISTACCOUNTSESSIONSREQUEST']._serialized_start=1972
+  _globals['_LISTACCOUNTSESSIONSREQUEST']._serialized_end=2092
+  _globals['_LISTACCOUNTSESSIONSRESPONSE']._serialized_start=2094
+  _globals['_LISTACCOUNTSESSIONSRESPONSE']._serialized_end=2188
+  _globals['_SETROLESREQUEST']._serialized_start=2190
+  _globals['_SETROLESREQUEST']._serialized_end=2275
+  _globals['_SETROLESRESPONSE']._serialized_start=2277
+  _globals['_SETROLESRESPONSE']._serialized_end=2334
+  _globals['_DISABLEACCOUNTREQUEST']._serialized_start=2336
+  _globals['_DISABLEACCOUNTREQUEST']._serialized_end=2412
+  _globals['_DISABLEACCOUNTRESPONSE']._serialized_start=2414
+  _globals['_DISABLEACCOUNTRESPONSE']._serialized_end=2477
+  _globals['_ENABLEACCOUNTREQUEST']._serialized_start=2479
+  _globals['_ENABLEACCOUNTREQUEST']._serialized_end=2554
+  _globals['_ENABLEACCOUNTRESPONSE']._serialized_start=2556
+  _globals['_ENABLEACCOUNTRESPONSE']._serialized_end=2618
+  _globals['_ACCOUNTSERVICE']._serialized_start=2715
+  _globals['_ACCOUNTSERVICE']._serialized_end=3980
 # @@protoc_insertion_point(module_scope)

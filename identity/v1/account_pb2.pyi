@@ -5,10 +5,12 @@ Accounts: the users and services that tokens speak for."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from identity.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -116,12 +118,17 @@ class CreateUserRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """1-128 characters without control characters or spaces at the ends."""
     password: _builtins.str
     """The password: 12 characters to 1,024 bytes."""
     password_change_required: _builtins.bool
     """Whether the user must change the password at the first log-in."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers the same account.
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of at most 32 roles, which must exist (RoleService)."""
@@ -133,10 +140,11 @@ class CreateUserRequest(_message.Message):
         password: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         password_change_required: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "password_change_required", b"password_change_required", "roles", b"roles", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "password_change_required", b"password_change_required", "request_id", b"request_id", "roles", b"roles", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,8 +182,14 @@ class CreateServiceAccountRequest(_message.Message):
 
     USERNAME_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """1-64 of a-z, 0-9, '.', '_' and '-', beginning with a letter: it is an audience, too."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers SECRET_ALREADY_SHOWN,
+    and names the account.
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As for CreateUser."""
@@ -185,10 +199,11 @@ class CreateServiceAccountRequest(_message.Message):
         *,
         username: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roles", b"roles", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "roles", b"roles", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,21 +301,39 @@ class ListAccountsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    USERNAME_PREFIX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many accounts, 1-1,000; 0 means 100."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
+    kind: Global___AccountKind.ValueType
+    """Only accounts of this kind; unset means all."""
+    role: _builtins.str
+    """Only accounts that have this role; empty means all."""
+    disabled: _builtins.bool
+    """Only disabled accounts, or only enabled ones; unset means all."""
+    username_prefix: _builtins.str
+    """Only accounts whose username begins so; case and Unicode form do not matter. Empty means all."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        kind: Global___AccountKind.ValueType = ...,
+        role: _builtins.str = ...,
+        disabled: _builtins.bool | None = ...,
+        username_prefix: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "disabled", b"disabled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "disabled", b"disabled", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "username_prefix", b"username_prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__disabled: _TypeAlias = _typing.Literal["disabled"]  # noqa: Y015
+    _WhichOneofArgType__disabled: _TypeAlias = _typing.Literal["_disabled", b"_disabled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disabled) -> _WhichOneofReturnType__disabled | None: ...
 
 Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
 
@@ -331,6 +364,283 @@ class ListAccountsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
+
+@_typing.final
+class AccountChange(_message.Message):
+    """New values for an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    """A user's new username, as for CreateUser. A service's cannot change: it is an audience."""
+    password_change_required: _builtins.bool
+    """Whether a user must change the password at the next log-in. Sessions go on until they end."""
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        password_change_required: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password_change_required", b"password_change_required", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountChange: _TypeAlias = AccountChange  # noqa: Y015
+
+@_typing.final
+class UpdateAccountRequest(_message.Message):
+    """Request of UpdateAccount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """By id."""
+    username: _builtins.str
+    """By name."""
+    @_builtins.property
+    def change(self) -> Global___AccountChange:
+        """The new values of what update_mask names."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """What to change: username, password_change_required."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        change: Global___AccountChange | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "change", b"change", "update_mask", b"update_mask", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "change", b"change", "update_mask", b"update_mask", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
+    _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_account) -> _WhichOneofReturnType_account | None: ...
+
+Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAccountResponse(_message.Message):
+    """Response of UpdateAccount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as changed."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccountResponse: _TypeAlias = UpdateAccountResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAccountRequest(_message.Message):
+    """Request of DeleteAccount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """By id."""
+    username: _builtins.str
+    """By name."""
+    reason: _builtins.str
+    """Why, for the audit log; at most 256 characters, nothing personal: the log outlives the account."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "reason", b"reason", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
+    _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_account) -> _WhichOneofReturnType_account | None: ...
+
+Global___DeleteAccountRequest: _TypeAlias = DeleteAccountRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAccountResponse(_message.Message):
+    """Response of DeleteAccount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    ended_grant_count: _builtins.int
+    """How many sessions and credentials ended."""
+    def __init__(
+        self,
+        *,
+        ended_grant_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_grant_count", b"ended_grant_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAccountResponse: _TypeAlias = DeleteAccountResponse  # noqa: Y015
+
+@_typing.final
+class SetPasswordRequest(_message.Message):
+    """Request of SetPassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """By id."""
+    username: _builtins.str
+    """By name."""
+    password: _builtins.str
+    """The new password, as for CreateUser."""
+    password_change_required: _builtins.bool
+    """Whether the user must replace it at the next log-in; unset means yes."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password: _builtins.str = ...,
+        password_change_required: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_password_change_required", b"_password_change_required", "account", b"account", "account_id", b"account_id", "password_change_required", b"password_change_required", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_password_change_required", b"_password_change_required", "account", b"account", "account_id", b"account_id", "password", b"password", "password_change_required", b"password_change_required", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__password_change_required: _TypeAlias = _typing.Literal["password_change_required"]  # noqa: Y015
+    _WhichOneofArgType__password_change_required: _TypeAlias = _typing.Literal["_password_change_required", b"_password_change_required"]  # noqa: Y015
+    _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
+    _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__password_change_required) -> _WhichOneofReturnType__password_change_required | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_account) -> _WhichOneofReturnType_account | None: ...
+
+Global___SetPasswordRequest: _TypeAlias = SetPasswordRequest  # noqa: Y015
+
+@_typing.final
+class SetPasswordResponse(_message.Message):
+    """Response of SetPassword."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ENDED_SESSION_COUNT_FIELD_NUMBER: _builtins.int
+    ended_session_count: _builtins.int
+    """How many sessions ended."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account as changed."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        ended_session_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "ended_session_count", b"ended_session_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPasswordResponse: _TypeAlias = SetPasswordResponse  # noqa: Y015
+
+@_typing.final
+class ListAccountSessionsRequest(_message.Message):
+    """Request of ListAccountSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """By id."""
+    username: _builtins.str
+    """By name."""
+    page_size: _builtins.int
+    """At most this many sessions, 1-1,000; 0 means 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
+    _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_account) -> _WhichOneofReturnType_account | None: ...
+
+Global___ListAccountSessionsRequest: _TypeAlias = ListAccountSessionsRequest  # noqa: Y015
+
+@_typing.final
+class ListAccountSessionsResponse(_message.Message):
+    """Response of ListAccountSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
+        """The sessions; current is true for the caller's own."""
+
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[_session_pb2.Session] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountSessionsResponse: _TypeAlias = ListAccountSessionsResponse  # noqa: Y015
 
 @_typing.final
 class SetRolesRequest(_message.Message):

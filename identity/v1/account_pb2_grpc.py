@@ -27,7 +27,11 @@ if _version_not_supported:
 
 class AccountServiceStub(object):
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     def __init__(self, channel):
@@ -56,6 +60,26 @@ class AccountServiceStub(object):
                 request_serializer=identity_dot_v1_dot_account__pb2.ListAccountsRequest.SerializeToString,
                 response_deserializer=identity_dot_v1_dot_account__pb2.ListAccountsResponse.FromString,
                 _registered_method=True)
+        self.UpdateAccount = channel.unary_unary(
+                '/identity.v1.AccountService/UpdateAccount',
+                request_serializer=identity_dot_v1_dot_account__pb2.UpdateAccountRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_account__pb2.UpdateAccountResponse.FromString,
+                _registered_method=True)
+        self.DeleteAccount = channel.unary_unary(
+                '/identity.v1.AccountService/DeleteAccount',
+                request_serializer=identity_dot_v1_dot_account__pb2.DeleteAccountRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_account__pb2.DeleteAccountResponse.FromString,
+                _registered_method=True)
+        self.SetPassword = channel.unary_unary(
+                '/identity.v1.AccountService/SetPassword',
+                request_serializer=identity_dot_v1_dot_account__pb2.SetPasswordRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_account__pb2.SetPasswordResponse.FromString,
+                _registered_method=True)
+        self.ListAccountSessions = channel.unary_unary(
+                '/identity.v1.AccountService/ListAccountSessions',
+                request_serializer=identity_dot_v1_dot_account__pb2.ListAccountSessionsRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_account__pb2.ListAccountSessionsResponse.FromString,
+                _registered_method=True)
         self.SetRoles = channel.unary_unary(
                 '/identity.v1.AccountService/SetRoles',
                 request_serializer=identity_dot_v1_dot_account__pb2.SetRolesRequest.SerializeToString,
@@ -75,12 +99,17 @@ class AccountServiceStub(object):
 
 class AccountServiceServicer(object):
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     def CreateUser(self, request, context):
         """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-        ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
+        ACCOUNT_ALREADY_EXISTS, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND (a repeat, and the account is gone),
+        OVERLOADED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +118,7 @@ class AccountServiceServicer(object):
     def CreateServiceAccount(self, request, context):
         """Creates a service account with its first client secret, which is shown in this answer alone.
         Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,8 +133,46 @@ class AccountServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Lists accounts in the order of their usernames. Needs identity.admin.read. Answers
-        INVALID_FIELD, DEPENDENCY_DOWN.
+        """Lists accounts in the order of their usernames, those that every given filter admits. Needs
+        identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAccount(self, request, context):
+        """Changes what update_mask names. Sessions and tokens go on: neither carries a username. Needs
+        identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, ACCOUNT_ALREADY_EXISTS (the new username
+        is taken), DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAccount(self, request, context):
+        """Removes an account for good: its sessions and credentials end, every token of it is refused at
+        once at every peer, and its name, addresses and user agents are erased; the audit log keeps its
+        id and stays sound. A deleted service's name is no audience any more. Needs identity.admin.
+        Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPassword(self, request, context):
+        """Gives a user another password, ends every session of theirs and outdates every access token at
+        once at every peer. Unless told otherwise, the user must replace it at the next log-in. Needs
+        identity.admin. Answers INVALID_FIELD (also for a service account), ACCOUNT_NOT_FOUND, OVERLOADED,
+        DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccountSessions(self, request, context):
+        """Lists an account's live sessions, the newest first. RevocationService ends them: one by
+        RevokeGrant, all by RevokeSessions. Needs identity.admin.read. Answers INVALID_FIELD,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,8 +180,8 @@ class AccountServiceServicer(object):
 
     def SetRoles(self, request, context):
         """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        next ones carry the new roles. Its sessions go on. Needs identity.admin. Answers INVALID_FIELD,
+        UNKNOWN_ROLE, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +190,7 @@ class AccountServiceServicer(object):
     def DisableAccount(self, request, context):
         """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
         in until it is enabled. Repeating it changes nothing. Needs identity.admin. Answers
-        INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +227,26 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     request_deserializer=identity_dot_v1_dot_account__pb2.ListAccountsRequest.FromString,
                     response_serializer=identity_dot_v1_dot_account__pb2.ListAccountsResponse.SerializeToString,
             ),
+            'UpdateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAccount,
+                    request_deserializer=identity_dot_v1_dot_account__pb2.UpdateAccountRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_account__pb2.UpdateAccountResponse.SerializeToString,
+            ),
+            'DeleteAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAccount,
+                    request_deserializer=identity_dot_v1_dot_account__pb2.DeleteAccountRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_account__pb2.DeleteAccountResponse.SerializeToString,
+            ),
+            'SetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPassword,
+                    request_deserializer=identity_dot_v1_dot_account__pb2.SetPasswordRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_account__pb2.SetPasswordResponse.SerializeToString,
+            ),
+            'ListAccountSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccountSessions,
+                    request_deserializer=identity_dot_v1_dot_account__pb2.ListAccountSessionsRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_account__pb2.ListAccountSessionsResponse.SerializeToString,
+            ),
             'SetRoles': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRoles,
                     request_deserializer=identity_dot_v1_dot_account__pb2.SetRolesRequest.FromString,
@@ -185,7 +272,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AccountService(object):
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     @staticmethod
@@ -286,6 +377,114 @@ class AccountService(object):
             '/identity.v1.AccountService/ListAccounts',
             identity_dot_v1_dot_account__pb2.ListAccountsRequest.SerializeToString,
             identity_dot_v1_dot_account__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.AccountService/UpdateAccount',
+            identity_dot_v1_dot_account__pb2.UpdateAccountRequest.SerializeToString,
+            identity_dot_v1_dot_account__pb2.UpdateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.AccountService/DeleteAccount',
+            identity_dot_v1_dot_account__pb2.DeleteAccountRequest.SerializeToString,
+            identity_dot_v1_dot_account__pb2.DeleteAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.AccountService/SetPassword',
+            identity_dot_v1_dot_account__pb2.SetPasswordRequest.SerializeToString,
+            identity_dot_v1_dot_account__pb2.SetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccountSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.AccountService/ListAccountSessions',
+            identity_dot_v1_dot_account__pb2.ListAccountSessionsRequest.SerializeToString,
+            identity_dot_v1_dot_account__pb2.ListAccountSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

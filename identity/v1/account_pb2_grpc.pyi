@@ -28,7 +28,11 @@ GRPC_VERSION: str
 
 class AccountServiceStub:
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     @_typing.overload
@@ -37,30 +41,53 @@ class AccountServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AccountServiceAsyncStub: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_account_pb2.CreateUserRequest, _account_pb2.CreateUserResponse]
     """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-    ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
+    ACCOUNT_ALREADY_EXISTS, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND (a repeat, and the account is gone),
+    OVERLOADED, DEPENDENCY_DOWN.
     """
     CreateServiceAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.CreateServiceAccountRequest, _account_pb2.CreateServiceAccountResponse]
     """Creates a service account with its first client secret, which is shown in this answer alone.
     Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]
     """Answers one account. Needs identity.admin.read. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
     DEPENDENCY_DOWN.
     """
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListAccountsRequest, _account_pb2.ListAccountsResponse]
-    """Lists accounts in the order of their usernames. Needs identity.admin.read. Answers
-    INVALID_FIELD, DEPENDENCY_DOWN.
+    """Lists accounts in the order of their usernames, those that every given filter admits. Needs
+    identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    """
+    UpdateAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.UpdateAccountRequest, _account_pb2.UpdateAccountResponse]
+    """Changes what update_mask names. Sessions and tokens go on: neither carries a username. Needs
+    identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, ACCOUNT_ALREADY_EXISTS (the new username
+    is taken), DEPENDENCY_DOWN.
+    """
+    DeleteAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.DeleteAccountRequest, _account_pb2.DeleteAccountResponse]
+    """Removes an account for good: its sessions and credentials end, every token of it is refused at
+    once at every peer, and its name, addresses and user agents are erased; the audit log keeps its
+    id and stays sound. A deleted service's name is no audience any more. Needs identity.admin.
+    Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
+    """
+    SetPassword: _grpc.UnaryUnaryMultiCallable[_account_pb2.SetPasswordRequest, _account_pb2.SetPasswordResponse]
+    """Gives a user another password, ends every session of theirs and outdates every access token at
+    once at every peer. Unless told otherwise, the user must replace it at the next log-in. Needs
+    identity.admin. Answers INVALID_FIELD (also for a service account), ACCOUNT_NOT_FOUND, OVERLOADED,
+    DEPENDENCY_DOWN.
+    """
+    ListAccountSessions: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListAccountSessionsRequest, _account_pb2.ListAccountSessionsResponse]
+    """Lists an account's live sessions, the newest first. RevocationService ends them: one by
+    RevokeGrant, all by RevokeSessions. Needs identity.admin.read. Answers INVALID_FIELD,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     SetRoles: _grpc.UnaryUnaryMultiCallable[_account_pb2.SetRolesRequest, _account_pb2.SetRolesResponse]
     """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    next ones carry the new roles. Its sessions go on. Needs identity.admin. Answers INVALID_FIELD,
+    UNKNOWN_ROLE, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
     """
     DisableAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.DisableAccountRequest, _account_pb2.DisableAccountResponse]
     """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
     in until it is enabled. Repeating it changes nothing. Needs identity.admin. Answers
-    INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
     """
     EnableAccount: _grpc.UnaryUnaryMultiCallable[_account_pb2.EnableAccountRequest, _account_pb2.EnableAccountResponse]
     """Enables a disabled account; what was ended stays ended. Repeating it changes nothing. Needs
@@ -70,36 +97,63 @@ class AccountServiceStub:
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateUserRequest, _account_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-    ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
+    ACCOUNT_ALREADY_EXISTS, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND (a repeat, and the account is gone),
+    OVERLOADED, DEPENDENCY_DOWN.
     """
     CreateServiceAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateServiceAccountRequest, _account_pb2.CreateServiceAccountResponse]  # type: ignore[assignment]
     """Creates a service account with its first client secret, which is shown in this answer alone.
     Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Answers one account. Needs identity.admin.read. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
     DEPENDENCY_DOWN.
     """
     ListAccounts: _aio.UnaryUnaryMultiCallable[_account_pb2.ListAccountsRequest, _account_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts in the order of their usernames. Needs identity.admin.read. Answers
-    INVALID_FIELD, DEPENDENCY_DOWN.
+    """Lists accounts in the order of their usernames, those that every given filter admits. Needs
+    identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    """
+    UpdateAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.UpdateAccountRequest, _account_pb2.UpdateAccountResponse]  # type: ignore[assignment]
+    """Changes what update_mask names. Sessions and tokens go on: neither carries a username. Needs
+    identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, ACCOUNT_ALREADY_EXISTS (the new username
+    is taken), DEPENDENCY_DOWN.
+    """
+    DeleteAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.DeleteAccountRequest, _account_pb2.DeleteAccountResponse]  # type: ignore[assignment]
+    """Removes an account for good: its sessions and credentials end, every token of it is refused at
+    once at every peer, and its name, addresses and user agents are erased; the audit log keeps its
+    id and stays sound. A deleted service's name is no audience any more. Needs identity.admin.
+    Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
+    """
+    SetPassword: _aio.UnaryUnaryMultiCallable[_account_pb2.SetPasswordRequest, _account_pb2.SetPasswordResponse]  # type: ignore[assignment]
+    """Gives a user another password, ends every session of theirs and outdates every access token at
+    once at every peer. Unless told otherwise, the user must replace it at the next log-in. Needs
+    identity.admin. Answers INVALID_FIELD (also for a service account), ACCOUNT_NOT_FOUND, OVERLOADED,
+    DEPENDENCY_DOWN.
+    """
+    ListAccountSessions: _aio.UnaryUnaryMultiCallable[_account_pb2.ListAccountSessionsRequest, _account_pb2.ListAccountSessionsResponse]  # type: ignore[assignment]
+    """Lists an account's live sessions, the newest first. RevocationService ends them: one by
+    RevokeGrant, all by RevokeSessions. Needs identity.admin.read. Answers INVALID_FIELD,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     SetRoles: _aio.UnaryUnaryMultiCallable[_account_pb2.SetRolesRequest, _account_pb2.SetRolesResponse]  # type: ignore[assignment]
     """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-    next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    next ones carry the new roles. Its sessions go on. Needs identity.admin. Answers INVALID_FIELD,
+    UNKNOWN_ROLE, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
     """
     DisableAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.DisableAccountRequest, _account_pb2.DisableAccountResponse]  # type: ignore[assignment]
     """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
     in until it is enabled. Repeating it changes nothing. Needs identity.admin. Answers
-    INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
     """
     EnableAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.EnableAccountRequest, _account_pb2.EnableAccountResponse]  # type: ignore[assignment]
     """Enables a disabled account; what was ended stays ended. Repeating it changes nothing. Needs
@@ -108,7 +162,11 @@ class AccountServiceAsyncStub(AccountServiceStub):
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Administers accounts. Reading needs identity.admin.read, writing identity.admin; both are
-    confirmed with the database on every call.
+    confirmed with the database on every call. Besides the reasons that each method names, the guard
+    answers its own.
+
+    At least one enabled user has the role admin, always: what would take the last one away is refused
+    with LAST_ADMIN. Service accounts with that role do not count, for their credentials can expire.
     """
 
     @_abc_1.abstractmethod
@@ -118,7 +176,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.CreateUserResponse, _abc.Awaitable[_account_pb2.CreateUserResponse]]:
         """Creates a user. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-        ACCOUNT_ALREADY_EXISTS, OVERLOADED, DEPENDENCY_DOWN.
+        ACCOUNT_ALREADY_EXISTS, REQUEST_ID_REUSED, ACCOUNT_NOT_FOUND (a repeat, and the account is gone),
+        OVERLOADED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -129,7 +188,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_account_pb2.CreateServiceAccountResponse, _abc.Awaitable[_account_pb2.CreateServiceAccountResponse]]:
         """Creates a service account with its first client secret, which is shown in this answer alone.
         Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE, ACCOUNT_ALREADY_EXISTS,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -148,8 +207,54 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ListAccountsResponse, _abc.Awaitable[_account_pb2.ListAccountsResponse]]:
-        """Lists accounts in the order of their usernames. Needs identity.admin.read. Answers
-        INVALID_FIELD, DEPENDENCY_DOWN.
+        """Lists accounts in the order of their usernames, those that every given filter admits. Needs
+        identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAccount(
+        self,
+        request: _account_pb2.UpdateAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.UpdateAccountResponse, _abc.Awaitable[_account_pb2.UpdateAccountResponse]]:
+        """Changes what update_mask names. Sessions and tokens go on: neither carries a username. Needs
+        identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, ACCOUNT_ALREADY_EXISTS (the new username
+        is taken), DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAccount(
+        self,
+        request: _account_pb2.DeleteAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.DeleteAccountResponse, _abc.Awaitable[_account_pb2.DeleteAccountResponse]]:
+        """Removes an account for good: its sessions and credentials end, every token of it is refused at
+        once at every peer, and its name, addresses and user agents are erased; the audit log keeps its
+        id and stays sound. A deleted service's name is no audience any more. Needs identity.admin.
+        Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def SetPassword(
+        self,
+        request: _account_pb2.SetPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.SetPasswordResponse, _abc.Awaitable[_account_pb2.SetPasswordResponse]]:
+        """Gives a user another password, ends every session of theirs and outdates every access token at
+        once at every peer. Unless told otherwise, the user must replace it at the next log-in. Needs
+        identity.admin. Answers INVALID_FIELD (also for a service account), ACCOUNT_NOT_FOUND, OVERLOADED,
+        DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAccountSessions(
+        self,
+        request: _account_pb2.ListAccountSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_pb2.ListAccountSessionsResponse, _abc.Awaitable[_account_pb2.ListAccountSessionsResponse]]:
+        """Lists an account's live sessions, the newest first. RevocationService ends them: one by
+        RevokeGrant, all by RevokeSessions. Needs identity.admin.read. Answers INVALID_FIELD,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -159,8 +264,8 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.SetRolesResponse, _abc.Awaitable[_account_pb2.SetRolesResponse]]:
         """Replaces an account's roles: its access tokens are outdated at once at every peer, and its
-        next ones carry the new roles. Needs identity.admin. Answers INVALID_FIELD, UNKNOWN_ROLE,
-        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        next ones carry the new roles. Its sessions go on. Needs identity.admin. Answers INVALID_FIELD,
+        UNKNOWN_ROLE, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -171,7 +276,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_account_pb2.DisableAccountResponse, _abc.Awaitable[_account_pb2.DisableAccountResponse]]:
         """Disables an account: its access tokens are refused at once, its sessions end, and it cannot log
         in until it is enabled. Repeating it changes nothing. Needs identity.admin. Answers
-        INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        INVALID_FIELD, ACCOUNT_NOT_FOUND, LAST_ADMIN, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

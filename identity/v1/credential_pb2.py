@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidentity/v1/credential.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"{\n\x0f\x43redentialTerms\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x11\n\taudiences\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x02\n\nCredential\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.identity.v1.CredentialKind\x12+\n\x05terms\x18\x04 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x03use\x18\x07 \x01(\x0e\x32\x16.identity.v1.ApiKeyUse\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12\x18\n\x10\x63\x65rtificate_name\x18\t \x01(\t\"}\n\x19\x43reateClientSecretRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTermsB\t\n\x07\x61\x63\x63ount\"e\n\x1a\x43reateClientSecretResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x9c\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12#\n\x03use\x18\x04 \x01(\x0e\x32\x16.identity.v1.ApiKeyUseB\t\n\x07\x61\x63\x63ount\"Y\n\x14\x43reateApiKeyResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\x12\x14\n\x07\x61pi_key\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x92\x01\n\x16\x43reatePublicKeyRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12\x16\n\x0epublic_key_pem\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ount\"F\n\x17\x43reatePublicKeyResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\"\xb5\x01\n CreateCertificateIdentityRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12\x13\n\tspiffe_id\x18\x04 \x01(\tH\x01\x12\x12\n\x08\x64ns_name\x18\x05 \x01(\tH\x01\x42\t\n\x07\x61\x63\x63ountB\x06\n\x04name\"P\n!CreateCertificateIdentityResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\"t\n\x16ListCredentialsRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ount\"`\n\x17ListCredentialsResponse\x12,\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32\x17.identity.v1.Credential\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x17RevokeCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x18RevokeCredentialResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03*\xb2\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1d\x43REDENTIAL_KIND_CLIENT_SECRET\x10\x01\x12\x1b\n\x17\x43REDENTIAL_KIND_API_KEY\x10\x02\x12\x1e\n\x1a\x43REDENTIAL_KIND_PUBLIC_KEY\x10\x03\x12\x1f\n\x1b\x43REDENTIAL_KIND_CERTIFICATE\x10\x04*Z\n\tApiKeyUse\x12\x1b\n\x17\x41PI_KEY_USE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41PI_KEY_USE_EXCHANGE\x10\x01\x12\x16\n\x12\x41PI_KEY_USE_BEARER\x10\x02\x32\xfe\x05\n\x11\x43redentialService\x12}\n\x12\x43reateClientSecret\x12&.identity.v1.CreateClientSecretRequest\x1a\'.identity.v1.CreateClientSecretResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12k\n\x0c\x43reateApiKey\x12 .identity.v1.CreateApiKeyRequest\x1a!.identity.v1.CreateApiKeyResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12t\n\x0f\x43reatePublicKey\x12#.identity.v1.CreatePublicKeyRequest\x1a$.identity.v1.CreatePublicKeyResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x92\x01\n\x19\x43reateCertificateIdentity\x12-.identity.v1.CreateCertificateIdentityRequest\x1a..identity.v1.CreateCertificateIdentityResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12y\n\x0fListCredentials\x12#.identity.v1.ListCredentialsRequest\x1a$.identity.v1.ListCredentialsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12w\n\x10RevokeCredential\x12$.identity.v1.RevokeCredentialRequest\x1a%.identity.v1.RevokeCredentialResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidentity/v1/credential.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"{\n\x0f\x43redentialTerms\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x11\n\taudiences\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x02\n\nCredential\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.identity.v1.CredentialKind\x12+\n\x05terms\x18\x04 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x03use\x18\x07 \x01(\x0e\x32\x16.identity.v1.ApiKeyUse\x12\x0e\n\x06key_id\x18\x08 \x01(\t\x12\x18\n\x10\x63\x65rtificate_name\x18\t \x01(\t\"\x91\x01\n\x19\x43reateClientSecretRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ount\"e\n\x1a\x43reateClientSecretResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\x12\x1a\n\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xb0\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12#\n\x03use\x18\x04 \x01(\x0e\x32\x16.identity.v1.ApiKeyUse\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\t\n\x07\x61\x63\x63ount\"Y\n\x14\x43reateApiKeyResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\x12\x14\n\x07\x61pi_key\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xa6\x01\n\x16\x43reatePublicKeyRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12\x16\n\x0epublic_key_pem\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\t\n\x07\x61\x63\x63ount\"F\n\x17\x43reatePublicKeyResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\"\xc9\x01\n CreateCertificateIdentityRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.identity.v1.CredentialTerms\x12\x13\n\tspiffe_id\x18\x04 \x01(\tH\x01\x12\x12\n\x08\x64ns_name\x18\x05 \x01(\tH\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\t\n\x07\x61\x63\x63ountB\x06\n\x04name\"P\n!CreateCertificateIdentityResponse\x12+\n\ncredential\x18\x01 \x01(\x0b\x32\x17.identity.v1.Credential\"t\n\x16ListCredentialsRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ount\"`\n\x17ListCredentialsResponse\x12,\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32\x17.identity.v1.Credential\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x17RevokeCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x18RevokeCredentialResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03*\xb2\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1d\x43REDENTIAL_KIND_CLIENT_SECRET\x10\x01\x12\x1b\n\x17\x43REDENTIAL_KIND_API_KEY\x10\x02\x12\x1e\n\x1a\x43REDENTIAL_KIND_PUBLIC_KEY\x10\x03\x12\x1f\n\x1b\x43REDENTIAL_KIND_CERTIFICATE\x10\x04*Z\n\tApiKeyUse\x12\x1b\n\x17\x41PI_KEY_USE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41PI_KEY_USE_EXCHANGE\x10\x01\x12\x16\n\x12\x41PI_KEY_USE_BEARER\x10\x02\x32\xfe\x05\n\x11\x43redentialService\x12}\n\x12\x43reateClientSecret\x12&.identity.v1.CreateClientSecretRequest\x1a\'.identity.v1.CreateClientSecretResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12k\n\x0c\x43reateApiKey\x12 .identity.v1.CreateApiKeyRequest\x1a!.identity.v1.CreateApiKeyResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12t\n\x0f\x43reatePublicKey\x12#.identity.v1.CreatePublicKeyRequest\x1a$.identity.v1.CreatePublicKeyResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x92\x01\n\x19\x43reateCertificateIdentity\x12-.identity.v1.CreateCertificateIdentityRequest\x1a..identity.v1.CreateCertificateIdentityResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12y\n\x0fListCredentials\x12#.identity.v1.ListCredentialsRequest\x1a$.identity.v1.ListCredentialsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12w\n\x10RevokeCredential\x12$.identity.v1.RevokeCredentialRequest\x1a%.identity.v1.RevokeCredentialResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,38 +49,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDENTIALSERVICE'].methods_by_name['ListCredentials']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
   _globals['_CREDENTIALSERVICE'].methods_by_name['RevokeCredential']._loaded_options = None
   _globals['_CREDENTIALSERVICE'].methods_by_name['RevokeCredential']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
-  _globals['_CREDENTIALKIND']._serialized_start=1860
-  _globals['_CREDENTIALKIND']._serialized_end=2038
-  _globals['_APIKEYUSE']._serialized_start=2040
-  _globals['_APIKEYUSE']._serialized_end=2130
+  _globals['_CREDENTIALKIND']._serialized_start=1941
+  _globals['_CREDENTIALKIND']._serialized_end=2119
+  _globals['_APIKEYUSE']._serialized_start=2121
+  _globals['_APIKEYUSE']._serialized_end=2211
   _globals['_CREDENTIALTERMS']._serialized_start=104
   _globals['_CREDENTIALTERMS']._serialized_end=227
   _globals['_CREDENTIAL']._serialized_start=230
   _globals['_CREDENTIAL']._serialized_end=553
-  _globals['_CREATECLIENTSECRETREQUEST']._serialized_start=555
-  _globals['_CREATECLIENTSECRETREQUEST']._serialized_end=680
-  _globals['_CREATECLIENTSECRETRESPONSE']._serialized_start=682
-  _globals['_CREATECLIENTSECRETRESPONSE']._serialized_end=783
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=786
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=942
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=944
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1033
-  _globals['_CREATEPUBLICKEYREQUEST']._serialized_start=1036
-  _globals['_CREATEPUBLICKEYREQUEST']._serialized_end=1182
-  _globals['_CREATEPUBLICKEYRESPONSE']._serialized_start=1184
-  _globals['_CREATEPUBLICKEYRESPONSE']._serialized_end=1254
-  _globals['_CREATECERTIFICATEIDENTITYREQUEST']._serialized_start=1257
-  _globals['_CREATECERTIFICATEIDENTITYREQUEST']._serialized_end=1438
-  _globals['_CREATECERTIFICATEIDENTITYRESPONSE']._serialized_start=1440
-  _globals['_CREATECERTIFICATEIDENTITYRESPONSE']._serialized_end=1520
-  _globals['_LISTCREDENTIALSREQUEST']._serialized_start=1522
-  _globals['_LISTCREDENTIALSREQUEST']._serialized_end=1638
-  _globals['_LISTCREDENTIALSRESPONSE']._serialized_start=1640
-  _globals['_LISTCREDENTIALSRESPONSE']._serialized_end=1736
-  _globals['_REVOKECREDENTIALREQUEST']._serialized_start=1738
-  _globals['_REVOKECREDENTIALREQUEST']._serialized_end=1802
-  _globals['_REVOKECREDENTIALRESPONSE']._serialized_start=1804
-  _globals['_REVOKECREDENTIALRESPONSE']._serialized_end=1857
-  _globals['_CREDENTIALSERVICE']._serialized_start=2133
-  _globals['_CREDENTIALSERVICE']._serialized_end=2899
+  _globals['_CREATECLIENTSECRETREQUEST']._serialized_start=556
+  _globals['_CREATECLIENTSECRETREQUEST']._serialized_end=701
+  _globals['_CREATECLIENTSECRETRESPONSE']._serialized_start=703
+  _globals['_CREATECLIENTSECRETRESPONSE']._serialized_end=804
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=807
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=983
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=985
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1074
+  _globals['_CREATEPUBLICKEYREQUEST']._serialized_start=1077
+  _globals['_CREATEPUBLICKEYREQUEST']._serialized_end=1243
+  _globals['_CREATEPUBLICKEYRESPONSE']._serialized_start=1245
+  _globals['_CREATEPUBLICKEYRESPONSE']._serialized_end=1315
+  _globals['_CREATECERTIFICATEIDENTITYREQUEST']._serialized_start=1318
+  _globals['_CREATECERTIFICATEIDENTITYREQUEST']._serialized_end=1519
+  _globals['_CREATECERTIFICATEIDENTITYRESPONSE']._serialized_start=1521
+  _globals['_CREATECERTIFICATEIDENTITYRESPONSE']._serialized_end=1601
+  _globals['_LISTCREDENTIALSREQUEST']._serialized_start=1603
+  _globals['_LISTCREDENTIALSREQUEST']._serialized_end=1719
+  _globals['_LISTCREDENTIALSRESPONSE']._serialized_start=1721
+  _globals['_LISTCREDENTIALSRESPONSE']._serialized_end=1817
+  _globals['_REVOKECREDENTIALREQUEST']._serialized_start=1819
+  _globals['_REVOKECREDENTIALREQUEST']._serialized_end=1883
+  _globals['_REVOKECREDENTIALRESPONSE']._serialized_start=1885
+  _globals['_REVOKECREDENTIALRESPONSE']._serialized_end=1938
+  _globals['_CREDENTIALSERVICE']._serialized_start=2214
+  _globals['_CREDENTIALSERVICE']._serialized_end=2980
 # @@protoc_insertion_point(module_scope)

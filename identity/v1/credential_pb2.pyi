@@ -189,10 +189,16 @@ class CreateClientSecretRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """By id."""
     username: _builtins.str
     """By name."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers SECRET_ALREADY_SHOWN,
+    and names the credential.
+    """
     @_builtins.property
     def terms(self) -> Global___CredentialTerms:
         """Its limits."""
@@ -203,10 +209,11 @@ class CreateClientSecretRequest(_message.Message):
         account_id: _builtins.str = ...,
         username: _builtins.str = ...,
         terms: Global___CredentialTerms | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "request_id", b"request_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
     _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
@@ -252,12 +259,18 @@ class CreateApiKeyRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     USE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """By id."""
     username: _builtins.str
     """By name."""
     use: Global___ApiKeyUse.ValueType
     """What it is good for."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers SECRET_ALREADY_SHOWN,
+    and names the credential.
+    """
     @_builtins.property
     def terms(self) -> Global___CredentialTerms:
         """Its limits."""
@@ -269,10 +282,11 @@ class CreateApiKeyRequest(_message.Message):
         username: _builtins.str = ...,
         terms: Global___CredentialTerms | None = ...,
         use: Global___ApiKeyUse.ValueType = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "terms", b"terms", "use", b"use", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "request_id", b"request_id", "terms", b"terms", "use", b"use", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
     _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
@@ -318,12 +332,17 @@ class CreatePublicKeyRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_PEM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """By id."""
     username: _builtins.str
     """By name."""
     public_key_pem: _builtins.str
     """The key, EC on P-256: PEM of a SubjectPublicKeyInfo ("BEGIN PUBLIC KEY")."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers the same credential.
+    """
     @_builtins.property
     def terms(self) -> Global___CredentialTerms:
         """Its limits."""
@@ -335,10 +354,11 @@ class CreatePublicKeyRequest(_message.Message):
         username: _builtins.str = ...,
         terms: Global___CredentialTerms | None = ...,
         public_key_pem: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "public_key_pem", b"public_key_pem", "terms", b"terms", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "public_key_pem", b"public_key_pem", "request_id", b"request_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
     _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
@@ -381,6 +401,7 @@ class CreateCertificateIdentityRequest(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
     DNS_NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """By id."""
     username: _builtins.str
@@ -389,6 +410,10 @@ class CreateCertificateIdentityRequest(_message.Message):
     """A URI name of the form spiffe://trust-domain/path."""
     dns_name: _builtins.str
     """A DNS name, without wildcards."""
+    request_id: _builtins.str
+    """Optional: a name that the caller chooses for this request, 8-64 of A-Z, a-z, 0-9, '-' and '_', for
+    instance a UUID. For a day, a repeat under the same name acts only once: it answers the same credential.
+    """
     @_builtins.property
     def terms(self) -> Global___CredentialTerms:
         """Its limits."""
@@ -401,10 +426,11 @@ class CreateCertificateIdentityRequest(_message.Message):
         terms: Global___CredentialTerms | None = ...,
         spiffe_id: _builtins.str = ...,
         dns_name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "dns_name", b"dns_name", "name", b"name", "spiffe_id", b"spiffe_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "dns_name", b"dns_name", "name", b"name", "spiffe_id", b"spiffe_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "dns_name", b"dns_name", "name", b"name", "request_id", b"request_id", "spiffe_id", b"spiffe_id", "terms", b"terms", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
     _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015

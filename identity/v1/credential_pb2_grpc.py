@@ -78,7 +78,7 @@ class CredentialServiceServicer(object):
     def CreateClientSecret(self, request, context):
         """Creates a client secret of a service account; its text is shown in this answer alone. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ class CredentialServiceServicer(object):
     def CreateApiKey(self, request, context):
         """Creates an API key of a user or service account; its text is shown in this answer alone. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +96,8 @@ class CredentialServiceServicer(object):
     def CreatePublicKey(self, request, context):
         """Registers a public key whose holder signs assertions for a service account. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+        gone), DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +106,8 @@ class CredentialServiceServicer(object):
     def CreateCertificateIdentity(self, request, context):
         """Registers a name in TLS client certificates that stands for a service account. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+        gone), DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,22 +39,24 @@ class CredentialServiceStub:
     CreateClientSecret: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CreateClientSecretRequest, _credential_pb2.CreateClientSecretResponse]
     """Creates a client secret of a service account; its text is shown in this answer alone. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CreateApiKeyRequest, _credential_pb2.CreateApiKeyResponse]
     """Creates an API key of a user or service account; its text is shown in this answer alone. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     CreatePublicKey: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CreatePublicKeyRequest, _credential_pb2.CreatePublicKeyResponse]
     """Registers a public key whose holder signs assertions for a service account. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+    gone), DEPENDENCY_DOWN.
     """
     CreateCertificateIdentity: _grpc.UnaryUnaryMultiCallable[_credential_pb2.CreateCertificateIdentityRequest, _credential_pb2.CreateCertificateIdentityResponse]
     """Registers a name in TLS client certificates that stands for a service account. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+    gone), DEPENDENCY_DOWN.
     """
     ListCredentials: _grpc.UnaryUnaryMultiCallable[_credential_pb2.ListCredentialsRequest, _credential_pb2.ListCredentialsResponse]
     """Lists an account's live credentials, the newest first. Needs identity.admin.read. Answers
@@ -77,22 +79,24 @@ class CredentialServiceAsyncStub(CredentialServiceStub):
     CreateClientSecret: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreateClientSecretRequest, _credential_pb2.CreateClientSecretResponse]  # type: ignore[assignment]
     """Creates a client secret of a service account; its text is shown in this answer alone. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreateApiKeyRequest, _credential_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Creates an API key of a user or service account; its text is shown in this answer alone. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    DEPENDENCY_DOWN.
+    SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
     """
     CreatePublicKey: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreatePublicKeyRequest, _credential_pb2.CreatePublicKeyResponse]  # type: ignore[assignment]
     """Registers a public key whose holder signs assertions for a service account. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+    gone), DEPENDENCY_DOWN.
     """
     CreateCertificateIdentity: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreateCertificateIdentityRequest, _credential_pb2.CreateCertificateIdentityResponse]  # type: ignore[assignment]
     """Registers a name in TLS client certificates that stands for a service account. Needs
     identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-    CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+    CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+    gone), DEPENDENCY_DOWN.
     """
     ListCredentials: _aio.UnaryUnaryMultiCallable[_credential_pb2.ListCredentialsRequest, _credential_pb2.ListCredentialsResponse]  # type: ignore[assignment]
     """Lists an account's live credentials, the newest first. Needs identity.admin.read. Answers
@@ -118,7 +122,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_pb2.CreateClientSecretResponse, _abc.Awaitable[_credential_pb2.CreateClientSecretResponse]]:
         """Creates a client secret of a service account; its text is shown in this answer alone. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -129,7 +133,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_pb2.CreateApiKeyResponse, _abc.Awaitable[_credential_pb2.CreateApiKeyResponse]]:
         """Creates an API key of a user or service account; its text is shown in this answer alone. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        DEPENDENCY_DOWN.
+        SECRET_ALREADY_SHOWN, REQUEST_ID_REUSED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -140,7 +144,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_pb2.CreatePublicKeyResponse, _abc.Awaitable[_credential_pb2.CreatePublicKeyResponse]]:
         """Registers a public key whose holder signs assertions for a service account. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+        gone), DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -151,7 +156,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credential_pb2.CreateCertificateIdentityResponse, _abc.Awaitable[_credential_pb2.CreateCertificateIdentityResponse]]:
         """Registers a name in TLS client certificates that stands for a service account. Needs
         identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, UNKNOWN_AUDIENCE, SCOPE_NOT_GRANTED,
-        CREDENTIAL_ALREADY_EXISTS, DEPENDENCY_DOWN.
+        CREDENTIAL_ALREADY_EXISTS, REQUEST_ID_REUSED, GRANT_NOT_FOUND (a repeat, and the credential is
+        gone), DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

@@ -102,6 +102,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: too many log-ins failed for this name or from this address, whether or not the
     account exists; RetryInfo says when to repeat.
     """
+    ERROR_REASON_SECRET_ALREADY_SHOWN: _ErrorReason.ValueType  # 72
+    """ALREADY_EXISTS: the request with this request_id was done before, and its secret was shown then;
+    the metadata's resource_id names what was created. If the answer was lost, revoke that and create
+    another.
+    """
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 73
+    """INVALID_ARGUMENT: the caller has used this request_id for another request within the last day."""
+    ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 74
+    """FAILED_PRECONDITION: nobody could administer the service afterwards: this is the last enabled user
+    with the role admin.
+    """
     ERROR_REASON_DEPENDENCY_DOWN: _ErrorReason.ValueType  # 80
     """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""
     ERROR_REASON_TRUST_STALE: _ErrorReason.ValueType  # 81
@@ -191,6 +202,17 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 ERROR_REASON_THROTTLED: ErrorReason.ValueType  # 71
 """RESOURCE_EXHAUSTED: too many log-ins failed for this name or from this address, whether or not the
 account exists; RetryInfo says when to repeat.
+"""
+ERROR_REASON_SECRET_ALREADY_SHOWN: ErrorReason.ValueType  # 72
+"""ALREADY_EXISTS: the request with this request_id was done before, and its secret was shown then;
+the metadata's resource_id names what was created. If the answer was lost, revoke that and create
+another.
+"""
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 73
+"""INVALID_ARGUMENT: the caller has used this request_id for another request within the last day."""
+ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 74
+"""FAILED_PRECONDITION: nobody could administer the service afterwards: this is the last enabled user
+with the role admin.
 """
 ERROR_REASON_DEPENDENCY_DOWN: ErrorReason.ValueType  # 80
 """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidentity/v1/revocation.proto\x12\x0bidentity.v1\x1a\x18identity/v1/access.proto\"8\n\x12RevokeTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x13RevokeTokenResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"6\n\x12RevokeGrantRequest\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x13RevokeGrantResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"[\n\x14RevokeAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x0e\n\x06reason\x18\x03 \x01(\tB\t\n\x07\x61\x63\x63ount\"2\n\x15RevokeAccountResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\x32\xd7\x02\n\x11RevocationService\x12h\n\x0bRevokeToken\x12\x1f.identity.v1.RevokeTokenRequest\x1a .identity.v1.RevokeTokenResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12h\n\x0bRevokeGrant\x12\x1f.identity.v1.RevokeGrantRequest\x1a .identity.v1.RevokeGrantResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12n\n\rRevokeAccount\x12!.identity.v1.RevokeAccountRequest\x1a\".identity.v1.RevokeAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cidentity/v1/revocation.proto\x12\x0bidentity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\x94\x01\n\rSessionFilter\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x31\n\rissued_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x0b\n\x03\x61ll\x18\x05 \x01(\x08\x42\t\n\x07\x61\x63\x63ount\"8\n\x12RevokeTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x13RevokeTokenResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"6\n\x12RevokeGrantRequest\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x13RevokeGrantResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"[\n\x14RevokeAccountRequest\x12\x14\n\naccount_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08username\x18\x02 \x01(\tH\x00\x12\x0e\n\x06reason\x18\x03 \x01(\tB\t\n\x07\x61\x63\x63ount\"2\n\x15RevokeAccountResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"d\n\x15RevokeSessionsRequest\x12*\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1a.identity.v1.SessionFilter\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"3\n\x16RevokeSessionsResponse\x12\x19\n\x11\x65nded_grant_count\x18\x01 \x01(\x03\"\xa0\x02\n\nRevocation\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.identity.v1.RevocationKind\x12\x12\n\x08token_id\x18\x03 \x01(\tH\x00\x12\x12\n\x08grant_id\x18\x04 \x01(\tH\x00\x12\x14\n\naccount_id\x18\x05 \x01(\tH\x00\x12\x0e\n\x04role\x18\x06 \x01(\tH\x00\x12\x10\n\x06key_id\x18\x07 \x01(\tH\x00\x12\x1a\n\x12minimum_generation\x18\x08 \x01(\x03\x12\x1e\n\x16minimum_policy_version\x18\t \x01(\x03\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07subject\"j\n\x16ListRevocationsRequest\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.identity.v1.RevocationKind\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x17ListRevocationsResponse\x12,\n\x0brevocations\x18\x01 \x03(\x0b\x32\x17.identity.v1.Revocation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x45xplainTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"k\n\nTokenCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.identity.v1.CheckOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t\"\xc2\x02\n\x14\x45xplainTokenResponse\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.identity.v1.ExplainedKind\x12\x0c\n\x04good\x18\x02 \x01(\x08\x12\'\n\x06\x63hecks\x18\x03 \x03(\x0b\x32\x17.identity.v1.TokenCheck\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x10\n\x08grant_id\x18\x05 \x01(\t\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\x11\n\taudiences\x18\x07 \x03(\t\x12\x0e\n\x06scopes\x18\x08 \x03(\t\x12\r\n\x05roles\x18\t \x03(\t\x12.\n\nissue_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb7\x01\n\x0eRevocationKind\x12\x1f\n\x1bREVOCATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15REVOCATION_KIND_TOKEN\x10\x01\x12\x19\n\x15REVOCATION_KIND_GRANT\x10\x02\x12\x1b\n\x17REVOCATION_KIND_ACCOUNT\x10\x03\x12\x18\n\x14REVOCATION_KIND_ROLE\x10\x04\x12\x17\n\x13REVOCATION_KIND_KEY\x10\x05*\xd2\x01\n\rExplainedKind\x12\x1e\n\x1a\x45XPLAINED_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45XPLAINED_KIND_ACCESS_TOKEN\x10\x01\x12 \n\x1c\x45XPLAINED_KIND_REFRESH_TOKEN\x10\x02\x12 \n\x1c\x45XPLAINED_KIND_SESSION_TOKEN\x10\x03\x12\x1a\n\x16\x45XPLAINED_KIND_API_KEY\x10\x04\x12 \n\x1c\x45XPLAINED_KIND_CLIENT_SECRET\x10\x05*|\n\x0c\x43heckOutcome\x12\x1d\n\x19\x43HECK_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HECK_OUTCOME_PASSED\x10\x01\x12\x18\n\x14\x43HECK_OUTCOME_FAILED\x10\x02\x12\x19\n\x15\x43HECK_OUTCOME_SKIPPED\x10\x03\x32\xb7\x05\n\x11RevocationService\x12h\n\x0bRevokeToken\x12\x1f.identity.v1.RevokeTokenRequest\x1a .identity.v1.RevokeTokenResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12h\n\x0bRevokeGrant\x12\x1f.identity.v1.RevokeGrantRequest\x1a .identity.v1.RevokeGrantResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12n\n\rRevokeAccount\x12!.identity.v1.RevokeAccountRequest\x1a\".identity.v1.RevokeAccountResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12q\n\x0eRevokeSessions\x12\".identity.v1.RevokeSessionsRequest\x1a#.identity.v1.RevokeSessionsResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12y\n\x0fListRevocations\x12#.identity.v1.ListRevocationsRequest\x1a$.identity.v1.ListRevocationsResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12p\n\x0c\x45xplainToken\x12 .identity.v1.ExplainTokenRequest\x1a!.identity.v1.ExplainTokenResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +35,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REVOKETOKENREQUEST'].fields_by_name['token']._loaded_options = None
   _globals['_REVOKETOKENREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
+  _globals['_EXPLAINTOKENREQUEST'].fields_by_name['token']._loaded_options = None
+  _globals['_EXPLAINTOKENREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeGrant']._loaded_options = None
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeGrant']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeAccount']._loaded_options = None
   _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeAccount']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
-  _globals['_REVOKETOKENREQUEST']._serialized_start=71
-  _globals['_REVOKETOKENREQUEST']._serialized_end=127
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=129
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=177
-  _globals['_REVOKEGRANTREQUEST']._serialized_start=179
-  _globals['_REVOKEGRANTREQUEST']._serialized_end=233
-  _globals['_REVOKEGRANTRESPONSE']._serialized_start=235
-  _globals['_REVOKEGRANTRESPONSE']._serialized_end=283
-  _globals['_REVOKEACCOUNTREQUEST']._serialized_start=285
-  _globals['_REVOKEACCOUNTREQUEST']._serialized_end=376
-  _globals['_REVOKEACCOUNTRESPONSE']._serialized_start=378
-  _globals['_REVOKEACCOUNTRESPONSE']._serialized_end=428
-  _globals['_REVOCATIONSERVICE']._serialized_start=431
-  _globals['_REVOCATIONSERVICE']._serialized_end=774
+  _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeSessions']._loaded_options = None
+  _globals['_REVOCATIONSERVICE'].methods_by_name['RevokeSessions']._serialized_options = b'\272\327\030\022\022\016identity.admin \002'
+  _globals['_REVOCATIONSERVICE'].methods_by_name['ListRevocations']._loaded_options = None
+  _globals['_REVOCATIONSERVICE'].methods_by_name['ListRevocations']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
+  _globals['_REVOCATIONSERVICE'].methods_by_name['ExplainToken']._loaded_options = None
+  _globals['_REVOCATIONSERVICE'].methods_by_name['ExplainToken']._serialized_options = b'\272\327\030\027\022\023identity.admin.read \002'
+  _globals['_REVOCATIONKIND']._serialized_start=1744
+  _globals['_REVOCATIONKIND']._serialized_end=1927
+  _globals['_EXPLAINEDKIND']._serialized_start=1930
+  _globals['_EXPLAINEDKIND']._serialized_end=2140
+  _globals['_CHECKOUTCOME']._serialized_start=2142
+  _globals['_CHECKOUTCOME']._serialized_end=2266
+  _globals['_SESSIONFILTER']._serialized_start=105
+  _globals['_SESSIONFILTER']._serialized_end=253
+  _globals['_REVOKETOKENREQUEST']._serialized_start=255
+  _globals['_REVOKETOKENREQUEST']._serialized_end=311
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=313
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=361
+  _globals['_REVOKEGRANTREQUEST']._serialized_start=363
+  _globals['_REVOKEGRANTREQUEST']._serialized_end=417
+  _globals['_REVOKEGRANTRESPONSE']._serialized_start=419
+  _globals['_REVOKEGRANTRESPONSE']._serialized_end=467
+  _globals['_REVOKEACCOUNTREQUEST']._serialized_start=469
+  _globals['_REVOKEACCOUNTREQUEST']._serialized_end=560
+  _globals['_REVOKEACCOUNTRESPONSE']._serialized_start=562
+  _globals['_REVOKEACCOUNTRESPONSE']._serialized_end=612
+  _globals['_REVOKESESSIONSREQUEST']._serialized_start=614
+  _globals['_REVOKESESSIONSREQUEST']._serialized_end=714
+  _globals['_REVOKESESSIONSRESPONSE']._serialized_start=716
+  _globals['_REVOKESESSIONSRESPONSE']._serialized_end=767
+  _globals['_REVOCATION']._serialized_start=770
+  _globals['_REVOCATION']._serialized_end=1058
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1060
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1166
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1168
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1264
+  _globals['_EXPLAINTOKENREQUEST']._serialized_start=1266
+  _globals['_EXPLAINTOKENREQUEST']._serialized_end=1307
+  _globals['_TOKENCHECK']._serialized_start=1309
+  _globals['_TOKENCHECK']._serialized_end=1416
+  _globals['_EXPLAINTOKENRESPONSE']._serialized_start=1419
+  _globals['_EXPLAINTOKENRESPONSE']._serialized_end=1741
+  _globals['_REVOCATIONSERVICE']._serialized_start=2269
+  _globals['_REVOCATIONSERVICE']._serialized_end=2964
 # @@protoc_insertion_point(module_scope)

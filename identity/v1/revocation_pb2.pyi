@@ -3,8 +3,12 @@
 isort:skip_file
 Revocation by an administrator."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -15,6 +19,148 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RevocationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevocationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevocationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVOCATION_KIND_UNSPECIFIED: _RevocationKind.ValueType  # 0
+    """In a request: every kind. Never answered."""
+    REVOCATION_KIND_TOKEN: _RevocationKind.ValueType  # 1
+    """One access token."""
+    REVOCATION_KIND_GRANT: _RevocationKind.ValueType  # 2
+    """A session or credential, with every token of it."""
+    REVOCATION_KIND_ACCOUNT: _RevocationKind.ValueType  # 3
+    """An account: its tokens of an older generation."""
+    REVOCATION_KIND_ROLE: _RevocationKind.ValueType  # 4
+    """A role: tokens that carry it and are of an older policy version."""
+    REVOCATION_KIND_KEY: _RevocationKind.ValueType  # 5
+    """A signing key, with every token that it signed."""
+
+class RevocationKind(_RevocationKind, metaclass=_RevocationKindEnumTypeWrapper):
+    """What a revocation speaks about."""
+
+REVOCATION_KIND_UNSPECIFIED: RevocationKind.ValueType  # 0
+"""In a request: every kind. Never answered."""
+REVOCATION_KIND_TOKEN: RevocationKind.ValueType  # 1
+"""One access token."""
+REVOCATION_KIND_GRANT: RevocationKind.ValueType  # 2
+"""A session or credential, with every token of it."""
+REVOCATION_KIND_ACCOUNT: RevocationKind.ValueType  # 3
+"""An account: its tokens of an older generation."""
+REVOCATION_KIND_ROLE: RevocationKind.ValueType  # 4
+"""A role: tokens that carry it and are of an older policy version."""
+REVOCATION_KIND_KEY: RevocationKind.ValueType  # 5
+"""A signing key, with every token that it signed."""
+Global___RevocationKind: _TypeAlias = RevocationKind  # noqa: Y015
+
+class _ExplainedKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExplainedKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExplainedKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPLAINED_KIND_UNSPECIFIED: _ExplainedKind.ValueType  # 0
+    """None of ours: nothing that begins or is built like one."""
+    EXPLAINED_KIND_ACCESS_TOKEN: _ExplainedKind.ValueType  # 1
+    """An access token, a JWT."""
+    EXPLAINED_KIND_REFRESH_TOKEN: _ExplainedKind.ValueType  # 2
+    """A refresh token, idr_..."""
+    EXPLAINED_KIND_SESSION_TOKEN: _ExplainedKind.ValueType  # 3
+    """A session token, ids_..."""
+    EXPLAINED_KIND_API_KEY: _ExplainedKind.ValueType  # 4
+    """An API key, idk_..."""
+    EXPLAINED_KIND_CLIENT_SECRET: _ExplainedKind.ValueType  # 5
+    """A client secret, idc_..."""
+
+class ExplainedKind(_ExplainedKind, metaclass=_ExplainedKindEnumTypeWrapper):
+    """What a text given to ExplainToken is."""
+
+EXPLAINED_KIND_UNSPECIFIED: ExplainedKind.ValueType  # 0
+"""None of ours: nothing that begins or is built like one."""
+EXPLAINED_KIND_ACCESS_TOKEN: ExplainedKind.ValueType  # 1
+"""An access token, a JWT."""
+EXPLAINED_KIND_REFRESH_TOKEN: ExplainedKind.ValueType  # 2
+"""A refresh token, idr_..."""
+EXPLAINED_KIND_SESSION_TOKEN: ExplainedKind.ValueType  # 3
+"""A session token, ids_..."""
+EXPLAINED_KIND_API_KEY: ExplainedKind.ValueType  # 4
+"""An API key, idk_..."""
+EXPLAINED_KIND_CLIENT_SECRET: ExplainedKind.ValueType  # 5
+"""A client secret, idc_..."""
+Global___ExplainedKind: _TypeAlias = ExplainedKind  # noqa: Y015
+
+class _CheckOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CheckOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHECK_OUTCOME_UNSPECIFIED: _CheckOutcome.ValueType  # 0
+    """Never sent."""
+    CHECK_OUTCOME_PASSED: _CheckOutcome.ValueType  # 1
+    """The text passed."""
+    CHECK_OUTCOME_FAILED: _CheckOutcome.ValueType  # 2
+    """The text failed: it is not good."""
+    CHECK_OUTCOME_SKIPPED: _CheckOutcome.ValueType  # 3
+    """Not checked, because an earlier check failed on which this one rests."""
+
+class CheckOutcome(_CheckOutcome, metaclass=_CheckOutcomeEnumTypeWrapper):
+    """How a check ended."""
+
+CHECK_OUTCOME_UNSPECIFIED: CheckOutcome.ValueType  # 0
+"""Never sent."""
+CHECK_OUTCOME_PASSED: CheckOutcome.ValueType  # 1
+"""The text passed."""
+CHECK_OUTCOME_FAILED: CheckOutcome.ValueType  # 2
+"""The text failed: it is not good."""
+CHECK_OUTCOME_SKIPPED: CheckOutcome.ValueType  # 3
+"""Not checked, because an earlier check failed on which this one rests."""
+Global___CheckOutcome: _TypeAlias = CheckOutcome  # noqa: Y015
+
+@_typing.final
+class SessionFilter(_message.Message):
+    """Which sessions. Conditions that are given must hold together; at least one must be given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    ISSUED_BEFORE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """By id."""
+    username: _builtins.str
+    """By name."""
+    origin: _builtins.str
+    """Opened from this IP address or CIDR network, for instance 192.0.2.7, 192.0.2.0/24, 2001:db8::/32."""
+    all: _builtins.bool
+    """Every session there is; excludes the other conditions."""
+    @_builtins.property
+    def issued_before(self) -> _timestamp_pb2.Timestamp:
+        """Opened before this time, in whole seconds."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        username: _builtins.str = ...,
+        issued_before: _timestamp_pb2.Timestamp | None = ...,
+        origin: _builtins.str = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "issued_before", b"issued_before", "username", b"username"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_id", b"account_id", "all", b"all", "issued_before", b"issued_before", "origin", b"origin", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_account: _TypeAlias = _typing.Literal["account_id", "username"]  # noqa: Y015
+    _WhichOneofArgType_account: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_account) -> _WhichOneofReturnType_account | None: ...
+
+Global___SessionFilter: _TypeAlias = SessionFilter  # noqa: Y015
 
 @_typing.final
 class RevokeTokenRequest(_message.Message):
@@ -165,3 +311,309 @@ class RevokeAccountResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeAccountResponse: _TypeAlias = RevokeAccountResponse  # noqa: Y015
+
+@_typing.final
+class RevokeSessionsRequest(_message.Message):
+    """Request of RevokeSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Count only, and change nothing."""
+    reason: _builtins.str
+    """Why, for the audit log; at most 256 characters."""
+    @_builtins.property
+    def filter(self) -> Global___SessionFilter:
+        """Which sessions."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___SessionFilter | None = ...,
+        dry_run: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "filter", b"filter", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeSessionsRequest: _TypeAlias = RevokeSessionsRequest  # noqa: Y015
+
+@_typing.final
+class RevokeSessionsResponse(_message.Message):
+    """Response of RevokeSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    ended_grant_count: _builtins.int
+    """How many sessions ended, or, of a dry run, would end."""
+    def __init__(
+        self,
+        *,
+        ended_grant_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_grant_count", b"ended_grant_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeSessionsResponse: _TypeAlias = RevokeSessionsResponse  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    """A live revocation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MINIMUM_GENERATION_FIELD_NUMBER: _builtins.int
+    MINIMUM_POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its place in the feed."""
+    kind: Global___RevocationKind.ValueType
+    """What it speaks about."""
+    token_id: _builtins.str
+    """Of the token with this id, the claim jti."""
+    grant_id: _builtins.str
+    """Of the session or credential with this id, the claim sid."""
+    account_id: _builtins.str
+    """Of the account with this id, the claim sub."""
+    role: _builtins.str
+    """Of accounts with this role."""
+    key_id: _builtins.str
+    """Of the signing key with this id, the header kid."""
+    minimum_generation: _builtins.int
+    """Of an account: the lowest generation that is still good."""
+    minimum_policy_version: _builtins.int
+    """Of a role: the lowest policy version that is still good."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is forgotten."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        kind: Global___RevocationKind.ValueType = ...,
+        token_id: _builtins.str = ...,
+        grant_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        role: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        minimum_generation: _builtins.int = ...,
+        minimum_policy_version: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "key_id", b"key_id", "role", b"role", "subject", b"subject", "token_id", b"token_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "key_id", b"key_id", "kind", b"kind", "minimum_generation", b"minimum_generation", "minimum_policy_version", b"minimum_policy_version", "role", b"role", "subject", b"subject", "token_id", b"token_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["token_id", "grant_id", "account_id", "role", "key_id"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
+class ListRevocationsRequest(_message.Message):
+    """Request of ListRevocations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    kind: Global___RevocationKind.ValueType
+    """Only of this kind; unset means all."""
+    page_size: _builtins.int
+    """At most this many revocations, 1-1,000; 0 means 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        kind: Global___RevocationKind.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevocationsRequest: _TypeAlias = ListRevocationsRequest  # noqa: Y015
+
+@_typing.final
+class ListRevocationsResponse(_message.Message):
+    """Response of ListRevocations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
+        """The revocations."""
+
+    def __init__(
+        self,
+        *,
+        revocations: _abc.Iterable[Global___Revocation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revocations", b"revocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevocationsResponse: _TypeAlias = ListRevocationsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainTokenRequest(_message.Message):
+    """Request of ExplainToken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token or secret, as it is presented: without "Bearer "."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTokenRequest: _TypeAlias = ExplainTokenRequest  # noqa: Y015
+
+@_typing.final
+class TokenCheck(_message.Message):
+    """One check of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What was checked: form, key, signature, issuer, time, revocation, secret, grant, account, roles, use."""
+    outcome: Global___CheckOutcome.ValueType
+    """How it ended."""
+    reason: _builtins.str
+    """The name of the ErrorReason that the text is refused with, where it failed."""
+    explanation: _builtins.str
+    """The same as a sentence."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        outcome: Global___CheckOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        explanation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "name", b"name", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenCheck: _TypeAlias = TokenCheck  # noqa: Y015
+
+@_typing.final
+class ExplainTokenResponse(_message.Message):
+    """Response of ExplainToken. What the text itself says is filled in only once its signature or secret
+    is proved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    ISSUE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___ExplainedKind.ValueType
+    """What the text is."""
+    good: _builtins.bool
+    """Whether it is good now: for bearer texts at the services of its audiences."""
+    token_id: _builtins.str
+    """An access token's id, the claim jti."""
+    grant_id: _builtins.str
+    """The session or credential behind it, the claim sid."""
+    account_id: _builtins.str
+    """Whose it is, the claim sub."""
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenCheck]:
+        """Every check, in the order in which they are made."""
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where it is good; empty for any service, by way of a token."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes of an access token; of another text those that its account's roles grant now."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roles of an access token; of another text those of its account now."""
+
+    @_builtins.property
+    def issue_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was issued."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it expires; unset for never."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ExplainedKind.ValueType = ...,
+        good: _builtins.bool = ...,
+        checks: _abc.Iterable[Global___TokenCheck] | None = ...,
+        token_id: _builtins.str = ...,
+        grant_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        issue_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "audiences", b"audiences", "checks", b"checks", "expire_time", b"expire_time", "good", b"good", "grant_id", b"grant_id", "issue_time", b"issue_time", "kind", b"kind", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainTokenResponse: _TypeAlias = ExplainTokenResponse  # noqa: Y015

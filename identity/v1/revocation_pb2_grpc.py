@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class RevocationServiceStub(object):
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     def __init__(self, channel):
@@ -51,24 +52,41 @@ class RevocationServiceStub(object):
                 request_serializer=identity_dot_v1_dot_revocation__pb2.RevokeAccountRequest.SerializeToString,
                 response_deserializer=identity_dot_v1_dot_revocation__pb2.RevokeAccountResponse.FromString,
                 _registered_method=True)
+        self.RevokeSessions = channel.unary_unary(
+                '/identity.v1.RevocationService/RevokeSessions',
+                request_serializer=identity_dot_v1_dot_revocation__pb2.RevokeSessionsRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_revocation__pb2.RevokeSessionsResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/identity.v1.RevocationService/ListRevocations',
+                request_serializer=identity_dot_v1_dot_revocation__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_revocation__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
+        self.ExplainToken = channel.unary_unary(
+                '/identity.v1.RevocationService/ExplainToken',
+                request_serializer=identity_dot_v1_dot_revocation__pb2.ExplainTokenRequest.SerializeToString,
+                response_deserializer=identity_dot_v1_dot_revocation__pb2.ExplainTokenResponse.FromString,
+                _registered_method=True)
 
 
 class RevocationServiceServicer(object):
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     def RevokeToken(self, request, context):
-        """Revokes one access token, or the whole grant behind a refresh token or client secret. Answers
-        INVALID_FIELD, TOKEN_MALFORMED (for a text that is no live token of ours), DEPENDENCY_DOWN.
+        """Revokes one access token, or the whole grant behind another text. Needs identity.admin. Answers
+        INVALID_FIELD, DEPENDENCY_DOWN, and for a text that is no live token of ours TOKEN_MALFORMED,
+        BAD_SIGNATURE, UNKNOWN_KEY, WRONG_ISSUER, TOKEN_EXPIRED, TOKEN_REVOKED or TOKEN_OUTDATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeGrant(self, request, context):
-        """Ends one session or credential with everything that hangs off it. Answers INVALID_FIELD,
-        GRANT_NOT_FOUND, DEPENDENCY_DOWN.
+        """Ends one session or credential with everything that hangs off it. Needs identity.admin. Answers
+        INVALID_FIELD, GRANT_NOT_FOUND, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +94,39 @@ class RevocationServiceServicer(object):
 
     def RevokeAccount(self, request, context):
         """Ends every session and credential of an account; nothing issued to it before works afterwards,
-        but a password logs in again. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        but a password logs in again. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
+        DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSessions(self, request, context):
+        """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
+        refresh and session tokens are refused from then on. Other access tokens of the same accounts are
+        outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
+        exception.
+
+        It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
+        ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """Lists the revocations that peers hold now, the newest first. Each is forgotten once no token that
+        it concerns can still be alive. Needs identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainToken(self, request, context):
+        """Says what a text is, whether it is good now, and which checks it fails. Changes nothing, notes no
+        use, and never repeats the text. Needs identity.admin.read. Answers INVALID_FIELD,
+        DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +150,21 @@ def add_RevocationServiceServicer_to_server(servicer, server):
                     request_deserializer=identity_dot_v1_dot_revocation__pb2.RevokeAccountRequest.FromString,
                     response_serializer=identity_dot_v1_dot_revocation__pb2.RevokeAccountResponse.SerializeToString,
             ),
+            'RevokeSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSessions,
+                    request_deserializer=identity_dot_v1_dot_revocation__pb2.RevokeSessionsRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_revocation__pb2.RevokeSessionsResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=identity_dot_v1_dot_revocation__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_revocation__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+            'ExplainToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainToken,
+                    request_deserializer=identity_dot_v1_dot_revocation__pb2.ExplainTokenRequest.FromString,
+                    response_serializer=identity_dot_v1_dot_revocation__pb2.ExplainTokenResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'identity.v1.RevocationService', rpc_method_handlers)
@@ -109,8 +174,9 @@ def add_RevocationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RevocationService(object):
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     @staticmethod
@@ -184,6 +250,87 @@ class RevocationService(object):
             '/identity.v1.RevocationService/RevokeAccount',
             identity_dot_v1_dot_revocation__pb2.RevokeAccountRequest.SerializeToString,
             identity_dot_v1_dot_revocation__pb2.RevokeAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.RevocationService/RevokeSessions',
+            identity_dot_v1_dot_revocation__pb2.RevokeSessionsRequest.SerializeToString,
+            identity_dot_v1_dot_revocation__pb2.RevokeSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.RevocationService/ListRevocations',
+            identity_dot_v1_dot_revocation__pb2.ListRevocationsRequest.SerializeToString,
+            identity_dot_v1_dot_revocation__pb2.ListRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/identity.v1.RevocationService/ExplainToken',
+            identity_dot_v1_dot_revocation__pb2.ExplainTokenRequest.SerializeToString,
+            identity_dot_v1_dot_revocation__pb2.ExplainTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RevocationServiceStub:
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     @_typing.overload
@@ -36,41 +37,85 @@ class RevocationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RevocationServiceAsyncStub: ...
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.RevokeTokenRequest, _revocation_pb2.RevokeTokenResponse]
-    """Revokes one access token, or the whole grant behind a refresh token or client secret. Answers
-    INVALID_FIELD, TOKEN_MALFORMED (for a text that is no live token of ours), DEPENDENCY_DOWN.
+    """Revokes one access token, or the whole grant behind another text. Needs identity.admin. Answers
+    INVALID_FIELD, DEPENDENCY_DOWN, and for a text that is no live token of ours TOKEN_MALFORMED,
+    BAD_SIGNATURE, UNKNOWN_KEY, WRONG_ISSUER, TOKEN_EXPIRED, TOKEN_REVOKED or TOKEN_OUTDATED.
     """
     RevokeGrant: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.RevokeGrantRequest, _revocation_pb2.RevokeGrantResponse]
-    """Ends one session or credential with everything that hangs off it. Answers INVALID_FIELD,
-    GRANT_NOT_FOUND, DEPENDENCY_DOWN.
+    """Ends one session or credential with everything that hangs off it. Needs identity.admin. Answers
+    INVALID_FIELD, GRANT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     RevokeAccount: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.RevokeAccountRequest, _revocation_pb2.RevokeAccountResponse]
     """Ends every session and credential of an account; nothing issued to it before works afterwards,
-    but a password logs in again. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    but a password logs in again. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
+    DEPENDENCY_DOWN.
+    """
+    RevokeSessions: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.RevokeSessionsRequest, _revocation_pb2.RevokeSessionsResponse]
+    """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
+    refresh and session tokens are refused from then on. Other access tokens of the same accounts are
+    outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
+    exception.
+
+    It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
+    ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    """
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.ListRevocationsRequest, _revocation_pb2.ListRevocationsResponse]
+    """Lists the revocations that peers hold now, the newest first. Each is forgotten once no token that
+    it concerns can still be alive. Needs identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    """
+    ExplainToken: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.ExplainTokenRequest, _revocation_pb2.ExplainTokenResponse]
+    """Says what a text is, whether it is good now, and which checks it fails. Changes nothing, notes no
+    use, and never repeats the text. Needs identity.admin.read. Answers INVALID_FIELD,
+    DEPENDENCY_DOWN.
     """
 
 @_typing.type_check_only
 class RevocationServiceAsyncStub(RevocationServiceStub):
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RevokeToken: _aio.UnaryUnaryMultiCallable[_revocation_pb2.RevokeTokenRequest, _revocation_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Revokes one access token, or the whole grant behind a refresh token or client secret. Answers
-    INVALID_FIELD, TOKEN_MALFORMED (for a text that is no live token of ours), DEPENDENCY_DOWN.
+    """Revokes one access token, or the whole grant behind another text. Needs identity.admin. Answers
+    INVALID_FIELD, DEPENDENCY_DOWN, and for a text that is no live token of ours TOKEN_MALFORMED,
+    BAD_SIGNATURE, UNKNOWN_KEY, WRONG_ISSUER, TOKEN_EXPIRED, TOKEN_REVOKED or TOKEN_OUTDATED.
     """
     RevokeGrant: _aio.UnaryUnaryMultiCallable[_revocation_pb2.RevokeGrantRequest, _revocation_pb2.RevokeGrantResponse]  # type: ignore[assignment]
-    """Ends one session or credential with everything that hangs off it. Answers INVALID_FIELD,
-    GRANT_NOT_FOUND, DEPENDENCY_DOWN.
+    """Ends one session or credential with everything that hangs off it. Needs identity.admin. Answers
+    INVALID_FIELD, GRANT_NOT_FOUND, DEPENDENCY_DOWN.
     """
     RevokeAccount: _aio.UnaryUnaryMultiCallable[_revocation_pb2.RevokeAccountRequest, _revocation_pb2.RevokeAccountResponse]  # type: ignore[assignment]
     """Ends every session and credential of an account; nothing issued to it before works afterwards,
-    but a password logs in again. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    but a password logs in again. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
+    DEPENDENCY_DOWN.
+    """
+    RevokeSessions: _aio.UnaryUnaryMultiCallable[_revocation_pb2.RevokeSessionsRequest, _revocation_pb2.RevokeSessionsResponse]  # type: ignore[assignment]
+    """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
+    refresh and session tokens are refused from then on. Other access tokens of the same accounts are
+    outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
+    exception.
+
+    It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
+    ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
+    ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+    """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_revocation_pb2.ListRevocationsRequest, _revocation_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """Lists the revocations that peers hold now, the newest first. Each is forgotten once no token that
+    it concerns can still be alive. Needs identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    """
+    ExplainToken: _aio.UnaryUnaryMultiCallable[_revocation_pb2.ExplainTokenRequest, _revocation_pb2.ExplainTokenResponse]  # type: ignore[assignment]
+    """Says what a text is, whether it is good now, and which checks it fails. Changes nothing, notes no
+    use, and never repeats the text. Needs identity.admin.read. Answers INVALID_FIELD,
+    DEPENDENCY_DOWN.
     """
 
 class RevocationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Ends tokens and grants. Every method needs identity.admin, is confirmed with the database, and
-    has taken effect in the database when it answers; connected peers follow within milliseconds.
+    """Ends tokens and grants, and tells what became of them. Every method is confirmed with the database.
+    What ends has ended in the database when the call answers; connected peers follow within
+    milliseconds. Besides the reasons that each method names, the guard answers its own.
     """
 
     @_abc_1.abstractmethod
@@ -79,8 +124,9 @@ class RevocationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _revocation_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_revocation_pb2.RevokeTokenResponse, _abc.Awaitable[_revocation_pb2.RevokeTokenResponse]]:
-        """Revokes one access token, or the whole grant behind a refresh token or client secret. Answers
-        INVALID_FIELD, TOKEN_MALFORMED (for a text that is no live token of ours), DEPENDENCY_DOWN.
+        """Revokes one access token, or the whole grant behind another text. Needs identity.admin. Answers
+        INVALID_FIELD, DEPENDENCY_DOWN, and for a text that is no live token of ours TOKEN_MALFORMED,
+        BAD_SIGNATURE, UNKNOWN_KEY, WRONG_ISSUER, TOKEN_EXPIRED, TOKEN_REVOKED or TOKEN_OUTDATED.
         """
 
     @_abc_1.abstractmethod
@@ -89,8 +135,8 @@ class RevocationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _revocation_pb2.RevokeGrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_revocation_pb2.RevokeGrantResponse, _abc.Awaitable[_revocation_pb2.RevokeGrantResponse]]:
-        """Ends one session or credential with everything that hangs off it. Answers INVALID_FIELD,
-        GRANT_NOT_FOUND, DEPENDENCY_DOWN.
+        """Ends one session or credential with everything that hangs off it. Needs identity.admin. Answers
+        INVALID_FIELD, GRANT_NOT_FOUND, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod
@@ -100,7 +146,45 @@ class RevocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_revocation_pb2.RevokeAccountResponse, _abc.Awaitable[_revocation_pb2.RevokeAccountResponse]]:
         """Ends every session and credential of an account; nothing issued to it before works afterwards,
-        but a password logs in again. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        but a password logs in again. Needs identity.admin. Answers INVALID_FIELD, ACCOUNT_NOT_FOUND,
+        DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeSessions(
+        self,
+        request: _revocation_pb2.RevokeSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_revocation_pb2.RevokeSessionsResponse, _abc.Awaitable[_revocation_pb2.RevokeSessionsResponse]]:
+        """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
+        refresh and session tokens are refused from then on. Other access tokens of the same accounts are
+        outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
+        exception.
+
+        It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
+        ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
+        ACCOUNT_NOT_FOUND, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _revocation_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_revocation_pb2.ListRevocationsResponse, _abc.Awaitable[_revocation_pb2.ListRevocationsResponse]]:
+        """Lists the revocations that peers hold now, the newest first. Each is forgotten once no token that
+        it concerns can still be alive. Needs identity.admin.read. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainToken(
+        self,
+        request: _revocation_pb2.ExplainTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_revocation_pb2.ExplainTokenResponse, _abc.Awaitable[_revocation_pb2.ExplainTokenResponse]]:
+        """Says what a text is, whether it is good now, and which checks it fails. Changes nothing, notes no
+        use, and never repeats the text. Needs identity.admin.read. Answers INVALID_FIELD,
+        DEPENDENCY_DOWN.
         """
 
 def add_RevocationServiceServicer_to_server(servicer: RevocationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from identity.v1 import access_pb2 as identity_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16identity/v1/role.proto\x12\x0bidentity.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\xad\x01\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x11\x43reateRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"5\n\x12\x43reateRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"\x1e\n\x0eGetRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"9\n\x10ListRolesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.identity.v1.Role\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x11UpdateRoleRequest\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"5\n\x12UpdateRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"!\n\x11\x44\x65leteRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteRoleResponse2\x8e\x04\n\x0bRoleService\x12\x65\n\nCreateRole\x12\x1e.identity.v1.CreateRoleRequest\x1a\x1f.identity.v1.CreateRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x61\n\x07GetRole\x12\x1b.identity.v1.GetRoleRequest\x1a\x1c.identity.v1.GetRoleResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12g\n\tListRoles\x12\x1d.identity.v1.ListRolesRequest\x1a\x1e.identity.v1.ListRolesResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12\x65\n\nUpdateRole\x12\x1e.identity.v1.UpdateRoleRequest\x1a\x1f.identity.v1.UpdateRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x65\n\nDeleteRole\x12\x1e.identity.v1.DeleteRoleRequest\x1a\x1f.identity.v1.DeleteRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16identity/v1/role.proto\x12\x0bidentity.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18identity/v1/access.proto\"\xad\x01\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x11\x43reateRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"5\n\x12\x43reateRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"\x1e\n\x0eGetRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"9\n\x10ListRolesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.identity.v1.Role\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x11UpdateRoleRequest\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"5\n\x12UpdateRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.identity.v1.Role\"!\n\x11\x44\x65leteRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteRoleResponse2\x8e\x04\n\x0bRoleService\x12\x65\n\nCreateRole\x12\x1e.identity.v1.CreateRoleRequest\x1a\x1f.identity.v1.CreateRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x61\n\x07GetRole\x12\x1b.identity.v1.GetRoleRequest\x1a\x1c.identity.v1.GetRoleResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12g\n\tListRoles\x12\x1d.identity.v1.ListRolesRequest\x1a\x1e.identity.v1.ListRolesResponse\"\x1b\xba\xd7\x18\x17\x12\x13identity.admin.read \x02\x12\x65\n\nUpdateRole\x12\x1e.identity.v1.UpdateRoleRequest\x1a\x1f.identity.v1.UpdateRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x12\x65\n\nDeleteRole\x12\x1e.identity.v1.DeleteRoleRequest\x1a\x1f.identity.v1.DeleteRoleResponse\"\x16\xba\xd7\x18\x12\x12\x0eidentity.admin \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,25 +47,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLE']._serialized_start=133
   _globals['_ROLE']._serialized_end=306
   _globals['_CREATEROLEREQUEST']._serialized_start=308
-  _globals['_CREATEROLEREQUEST']._serialized_end=378
-  _globals['_CREATEROLERESPONSE']._serialized_start=380
-  _globals['_CREATEROLERESPONSE']._serialized_end=433
-  _globals['_GETROLEREQUEST']._serialized_start=435
-  _globals['_GETROLEREQUEST']._serialized_end=465
-  _globals['_GETROLERESPONSE']._serialized_start=467
-  _globals['_GETROLERESPONSE']._serialized_end=517
-  _globals['_LISTROLESREQUEST']._serialized_start=519
-  _globals['_LISTROLESREQUEST']._serialized_end=576
-  _globals['_LISTROLESRESPONSE']._serialized_start=578
-  _globals['_LISTROLESRESPONSE']._serialized_end=656
-  _globals['_UPDATEROLEREQUEST']._serialized_start=658
-  _globals['_UPDATEROLEREQUEST']._serialized_end=759
-  _globals['_UPDATEROLERESPONSE']._serialized_start=761
-  _globals['_UPDATEROLERESPONSE']._serialized_end=814
-  _globals['_DELETEROLEREQUEST']._serialized_start=816
-  _globals['_DELETEROLEREQUEST']._serialized_end=849
-  _globals['_DELETEROLERESPONSE']._serialized_start=851
-  _globals['_DELETEROLERESPONSE']._serialized_end=871
-  _globals['_ROLESERVICE']._serialized_start=874
-  _globals['_ROLESERVICE']._serialized_end=1400
+  _globals['_CREATEROLEREQUEST']._serialized_end=398
+  _globals['_CREATEROLERESPONSE']._serialized_start=400
+  _globals['_CREATEROLERESPONSE']._serialized_end=453
+  _globals['_GETROLEREQUEST']._serialized_start=455
+  _globals['_GETROLEREQUEST']._serialized_end=485
+  _globals['_GETROLERESPONSE']._serialized_start=487
+  _globals['_GETROLERESPONSE']._serialized_end=537
+  _globals['_LISTROLESREQUEST']._serialized_start=539
+  _globals['_LISTROLESREQUEST']._serialized_end=596
+  _globals['_LISTROLESRESPONSE']._serialized_start=598
+  _globals['_LISTROLESRESPONSE']._serialized_end=676
+  _globals['_UPDATEROLEREQUEST']._serialized_start=678
+  _globals['_UPDATEROLEREQUEST']._serialized_end=779
+  _globals['_UPDATEROLERESPONSE']._serialized_start=781
+  _globals['_UPDATEROLERESPONSE']._serialized_end=834
+  _globals['_DELETEROLEREQUEST']._serialized_start=836
+  _globals['_DELETEROLEREQUEST']._serialized_end=869
+  _globals['_DELETEROLERESPONSE']._serialized_start=871
+  _globals['_DELETEROLERESPONSE']._serialized_end=891
+  _globals['_ROLESERVICE']._serialized_start=894
+  _globals['_ROLESERVICE']._serialized_end=1420
 # @@protoc_insertion_point(module_scope)

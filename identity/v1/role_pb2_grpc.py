@@ -70,7 +70,7 @@ class RoleServiceServicer(object):
 
     def CreateRole(self, request, context):
         """Creates a role. Needs identity.admin. Answers INVALID_FIELD, ROLE_ALREADY_EXISTS,
-        DEPENDENCY_DOWN.
+        REQUEST_ID_REUSED, ROLE_NOT_FOUND (a repeat, and the role is gone), DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

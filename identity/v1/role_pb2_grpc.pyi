@@ -37,7 +37,7 @@ class RoleServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RoleServiceAsyncStub: ...
     CreateRole: _grpc.UnaryUnaryMultiCallable[_role_pb2.CreateRoleRequest, _role_pb2.CreateRoleResponse]
     """Creates a role. Needs identity.admin. Answers INVALID_FIELD, ROLE_ALREADY_EXISTS,
-    DEPENDENCY_DOWN.
+    REQUEST_ID_REUSED, ROLE_NOT_FOUND (a repeat, and the role is gone), DEPENDENCY_DOWN.
     """
     GetRole: _grpc.UnaryUnaryMultiCallable[_role_pb2.GetRoleRequest, _role_pb2.GetRoleResponse]
     """Answers one role. Needs identity.admin.read. Answers INVALID_FIELD, ROLE_NOT_FOUND,
@@ -67,7 +67,7 @@ class RoleServiceAsyncStub(RoleServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRole: _aio.UnaryUnaryMultiCallable[_role_pb2.CreateRoleRequest, _role_pb2.CreateRoleResponse]  # type: ignore[assignment]
     """Creates a role. Needs identity.admin. Answers INVALID_FIELD, ROLE_ALREADY_EXISTS,
-    DEPENDENCY_DOWN.
+    REQUEST_ID_REUSED, ROLE_NOT_FOUND (a repeat, and the role is gone), DEPENDENCY_DOWN.
     """
     GetRole: _aio.UnaryUnaryMultiCallable[_role_pb2.GetRoleRequest, _role_pb2.GetRoleResponse]  # type: ignore[assignment]
     """Answers one role. Needs identity.admin.read. Answers INVALID_FIELD, ROLE_NOT_FOUND,
@@ -100,7 +100,7 @@ class RoleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_role_pb2.CreateRoleResponse, _abc.Awaitable[_role_pb2.CreateRoleResponse]]:
         """Creates a role. Needs identity.admin. Answers INVALID_FIELD, ROLE_ALREADY_EXISTS,
-        DEPENDENCY_DOWN.
+        REQUEST_ID_REUSED, ROLE_NOT_FOUND (a repeat, and the role is gone), DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

@@ -203,9 +203,10 @@ class FakeIdentity(
             await context.abort(self.refusal, "The token was revoked: log in again.")
         queue: asyncio.Queue[Any] = asyncio.Queue()
         self._streams.append(queue)
+        opening = self._opening(request)  # of this very moment: whatever comes later is queued
         try:
             yield trust_pb2.WatchTrustResponse(keys=wire.key_set_message(ISSUER, self.keys))
-            for event in self._opening(request):
+            for event in opening:
                 yield event
             await self.admits_watchers.wait()
             async for event in self._following(queue):
@@ -217,7 +218,7 @@ class FakeIdentity(
                 self._streams.remove(queue)
 
     def _opening(self, request: Any) -> list[trust_pb2.WatchTrustResponse]:
-        """The changes since the resume point (nothing changes between streams in these tests), or a snapshot."""
+        """Nothing where the resume point is where we are, or a snapshot."""
         is_held = (request.epoch, request.version) == (self.state.epoch, self.state.version)
         if not self.sends_snapshots or (is_held and self.resumes_streams):
             return []

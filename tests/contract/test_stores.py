@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from identity.domain.grants import GrantKind, GrantSnapshot, NewCredential
 from identity.domain.values import (
     Account,
+    AccountChange,
     AccountKind,
     AccountRef,
     EndReason,
@@ -298,6 +299,7 @@ LOSSES: dict[str, tuple[Loss, type[IdentityError]]] = {
 @pytest.mark.requirement("R3")
 @pytest.mark.parametrize("loss", LOSSES)
 async def test_an_admin_who_lost_their_power_changes_nothing(stores: Stores, loss: str) -> None:
+    await create_user(stores, "root", "admin")
     eve, carol = await create_user(stores, "eve", "admin"), await create_user(stores, "carol")
     snapshot = await log_in(stores, eve)
     act = act_of(snapshot)
@@ -309,6 +311,10 @@ async def test_an_admin_who_lost_their_power_changes_nothing(stores: Stores, los
         stores.accounts.enable(by_id(carol.account_id), act),
         stores.grants.end_all(by_id(carol.account_id), "", act),
         stores.grants.end(snapshot.grant_id, EndReason.REVOKED, "", act),
+        stores.accounts.update(by_id(carol.account_id), AccountChange(password_change_required=True), act),
+        stores.accounts.set_password(by_id(carol.account_id), "$argon2id$...", True, act),
+        stores.accounts.delete(by_id(carol.account_id), "", act),
+        stores.session_selection.end((), "", act, confirm=True),
     ):
         with pytest.raises(error):
             await attempt

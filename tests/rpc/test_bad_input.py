@@ -90,6 +90,19 @@ GOOD_REQUESTS: dict[str, Message] = {
     "DisableAccount": account_pb2.DisableAccountRequest(username="nobody"),
     "EnableAccount": account_pb2.EnableAccountRequest(username="nobody"),
     "ListAuditEvents": audit_pb2.ListAuditEventsRequest(),
+    "UpdateAccount": account_pb2.UpdateAccountRequest(
+        username="nobody",
+        change=account_pb2.AccountChange(username="somebody"),
+        update_mask=FieldMask(paths=["username"]),
+    ),
+    "DeleteAccount": account_pb2.DeleteAccountRequest(username="nobody"),
+    "SetPassword": account_pb2.SetPasswordRequest(username="nobody", password="long enough to be one"),
+    "ListAccountSessions": account_pb2.ListAccountSessionsRequest(username="root"),
+    "RevokeSessions": revocation_pb2.RevokeSessionsRequest(
+        filter=revocation_pb2.SessionFilter(username="nobody", origin="192.0.2.7")
+    ),
+    "ListRevocations": revocation_pb2.ListRevocationsRequest(),
+    "ExplainToken": revocation_pb2.ExplainTokenRequest(token="a.b.c"),
     "RevokeToken": revocation_pb2.RevokeTokenRequest(),
     "RevokeGrant": revocation_pb2.RevokeGrantRequest(grant_id=SOME_ID),
     "RevokeAccount": revocation_pb2.RevokeAccountRequest(username="nobody"),

@@ -241,7 +241,10 @@ async def test_a_caller_who_hangs_up_has_used_their_attempt(api: Api, monkeypatc
 async def test_throttled_guesses_are_audited_together(front_end: FrontEnd, tmp_path: Path) -> None:
     await front_end.guess(ATTACKER, "carol", 60)
     with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        query = "SELECT outcome, count(*) FROM audit_events WHERE origin = ? GROUP BY outcome"
+        query = (
+            "SELECT outcome, count(*) FROM audit_events JOIN audit_personal USING (event_id) "
+            "WHERE origin = ? GROUP BY outcome"
+        )
         rows = dict(connection.execute(query, (ATTACKER,)).fetchall())
     assert rows == {"PASSWORD_WRONG": 1, "THROTTLED": 1}
 

@@ -25,7 +25,7 @@ from identity_client.errors import (
 from identity_client.tokens import compact
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.keys import PublicKey
-from identity_client.tokens.payload import read_claims
+from identity_client.tokens.payload import claims_of
 
 MAXIMUM_LEEWAY_SECONDS = 30
 
@@ -141,7 +141,7 @@ class Verifier:
         key = self._trust.find_key(parts.key_id)
         if key is None:
             raise UnknownKey()
-        claims = read_claims(compact.parse_payload(parts.payload), parts.key_id)
+        claims = claims_of(parts.payload, parts.key_id)
         if not compact.check_signature(key, parts.signing_input, parts.signature):
             raise BadSignature()
         return claims

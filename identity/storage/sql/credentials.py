@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sqlalchemy import Connection, RowMapping, insert, or_, update
+from sqlalchemy import Connection, RowMapping, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from identity.domain.grants import (
@@ -24,19 +24,21 @@ from identity.domain.roles import narrow
 from identity.domain.values import AccountKind, AccountRef, Act, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, join_words, split_words, write_audit
+from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import (
     account_row,
     confirm_caller,
     find_grant,
     find_grant_by_name,
     is_live,
+    is_live_grant,
     note_issue,
     scopes_of,
     snapshot,
 )
 from identity.storage.sql.sessions import newest_first
 from identity.storage.tables import grants, used_assertions
-from identity_client.errors import CredentialAlreadyExists, GrantNotFound, InvalidRequest
+from identity_client.errors import CredentialAlreadyExists, GrantNotFound, InvalidRequest, SecretAlreadyShown
 
 
 class SqlCredentialStore:
@@ -48,6 +50,9 @@ class SqlCredentialStore:
     async def create(self, ref: AccountRef, credential: NewCredential, act: Act) -> Credential:
         def work(connection: Connection, moment: Moment) -> Credential:
             confirm_caller(connection, act, moment)
+            done = find_done(connection, act, moment)
+            if done is not None:
+                return _done(connection, done)
             account = account_row(connection, ref)
             if account["kind"] != AccountKind.SERVICE and credential.kind is not GrantKind.API_KEY:
                 raise InvalidRequest("a user has a password and API keys; this kind is for services", "account")
@@ -55,6 +60,7 @@ class SqlCredentialStore:
             narrow(scopes_of(connection, row), credential.terms.scopes)
             action = f"{credential.kind}.create"
             write_audit(connection, act, moment, action, account["account_id"], credential.grant_id)
+            note_done(connection, act, credential.grant_id, moment)
             return _credential(row)
 
         return await self._access.write(work)
@@ -62,13 +68,8 @@ class SqlCredentialStore:
     async def list_page(self, ref: AccountRef, before: tuple[int, str] | None, limit: int) -> list[Credential]:
         def work(connection: Connection, moment: Moment) -> list[Credential]:
             account_id = account_row(connection, ref)["account_id"]
-            is_unexpired = or_(grants.c.expire_time.is_(None), grants.c.expire_time > moment.now)
-            live = (
-                (grants.c.account_id == account_id)
-                & (grants.c.kind != GrantKind.SESSION)
-                & grants.c.end_time.is_(None)
-                & is_unexpired
-            )
+            is_its_own = (grants.c.account_id == account_id) & (grants.c.kind != GrantKind.SESSION)
+            live = is_its_own & is_live_grant(moment)
             page = newest_first(before).where(live).limit(limit)
             return [_credential(row) for row in connection.execute(page).mappings()]
 
@@ -135,6 +136,16 @@ def insert_credential(connection: Connection, account_id: str, credential: NewCr
     if inserted is None:
         raise GrantNotFound()
     return inserted
+
+
+def _done(connection: Connection, grant_id: str) -> Credential:
+    """The credential that an earlier sending of the request created. Raises SecretAlreadyShown, GrantNotFound."""
+    row = find_grant(connection, grant_id)
+    if row is None:
+        raise GrantNotFound()
+    if row["secret_hash"] is not None:
+        raise SecretAlreadyShown(resource_id=grant_id)
+    return _credential(row)
 
 
 def _spend(connection: Connection, key_id: str, assertion: UsedAssertion) -> None:

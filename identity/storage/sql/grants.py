@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, select, update
 
-from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, GrantKind, GrantSnapshot
+from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, GrantKind, GrantSnapshot, GrantStatus
 from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, publish, publish_generation, split_words, write_audit
@@ -138,6 +138,26 @@ class SqlGrantStore:
             connection.execute(update(grants).where(grants.c.grant_id == grant_id).values(**used))
 
         await self._access.write(work)
+
+    async def find_status(self, grant_id: str) -> GrantStatus | None:
+        def work(connection: Connection, moment: Moment) -> GrantStatus | None:
+            row = find_grant(connection, grant_id)
+            if row is None:
+                return None
+            return GrantStatus(
+                kind=GrantKind(row["kind"]),
+                snapshot=snapshot(connection, row, moment),
+                audiences=split_words(row["audiences"]),
+                secret_hash=row["secret_hash"],
+                use=None if row["api_key_use"] is None else ApiKeyUse(row["api_key_use"]),
+                create_time=row["create_time"],
+                expire_time=row["expire_time"],
+                end_time=row["end_time"],
+                end_reason=row["end_reason"] or "",
+                is_account_disabled=row["disable_time"] is not None,
+            )
+
+        return await self._access.read(work)
 
 
 def _is_bearer(row: RowMapping) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from identity.domain.grants import TokenStatus
 from identity.domain.values import Act, KeyState, Standing, TokenIdentity
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, entry_of, publish, write_audit
@@ -40,6 +41,29 @@ class SqlRevocationStore:
         return await self._access.read(
             lambda connection, moment: [_standing(connection, token, moment) for token in tokens]
         )
+
+    async def find_status(self, token: TokenIdentity) -> TokenStatus:
+        def work(connection: Connection, _: Moment) -> TokenStatus:
+            kept = _kept_roles(connection, token)
+            return TokenStatus(
+                is_revoked=is_recorded(connection, EntryKind.TOKEN, token.token_id),
+                is_key_revoked=not _is_key_good(connection, token.key_id),
+                outdated_roles=tuple(role for role in token.roles if role not in kept),
+            )
+
+        return await self._access.read(work)
+
+    async def list_page(self, kind: EntryKind | None, below: int | None, limit: int) -> list[tuple[int, Entry]]:
+        def work(connection: Connection, moment: Moment) -> list[tuple[int, Entry]]:
+            page = select(revocations).where(revocations.c.expire_time > moment.now)
+            if kind is not None:
+                page = page.where(revocations.c.kind == int(kind))
+            if below is not None:
+                page = page.where(revocations.c.version < below)
+            rows = connection.execute(page.order_by(revocations.c.version.desc()).limit(limit)).mappings()
+            return [(row["version"], entry_of(row)) for row in rows]
+
+        return await self._access.read(work)
 
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         def work(connection: Connection, _: Moment) -> list[tuple[int, Entry]]:
@@ -93,10 +117,14 @@ def _standing(connection: Connection, token: TokenIdentity, moment: Moment) -> S
 
 def _is_policy_old(connection: Connection, token: TokenIdentity) -> bool:
     """Whether a role that the token carries was narrowed since, or is gone."""
+    return len(_kept_roles(connection, token)) < len(set(token.roles))
+
+
+def _kept_roles(connection: Connection, token: TokenIdentity) -> set[str]:
     kept = select(roles.c.name).where(
         roles.c.name.in_(token.roles), roles.c.minimum_policy_version <= token.policy_version
     )
-    return len(connection.execute(kept).all()) < len(set(token.roles))
+    return set(connection.execute(kept).scalars())
 
 
 def _is_key_good(connection: Connection, key_id: str) -> bool:

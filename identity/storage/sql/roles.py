@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import secrets
 
-from sqlalchemy import Connection, RowMapping, delete, insert, literal, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from identity.domain.values import Act, Role, RoleChange
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, join_words, publish, split_words, write_audit
-from identity.storage.sql.rows import confirm_caller
+from identity.storage.sql.common import (
+    LONGEST_ACCESS_LIFETIME_SECONDS,
+    Moment,
+    join_words,
+    publish,
+    split_words,
+    write_audit,
+)
+from identity.storage.sql.once import find_done, note_done
+from identity.storage.sql.rows import bears, confirm_caller
 from identity.storage.tables import accounts, policy, roles
 from identity_client.errors import RoleAlreadyExists, RoleBuiltIn, RoleInUse, RoleNotFound
 from identity_client.trust.entries import EntryKind
-
-LONGEST_ACCESS_LIFETIME_SECONDS = 3_600
-"""No access token lives longer (R20): until then a narrowed role can stand in one."""
 
 
 class SqlRoleStore:
@@ -28,6 +33,9 @@ class SqlRoleStore:
     async def create(self, name: str, scopes: tuple[str, ...], description: str, act: Act) -> Role:
         def work(connection: Connection, moment: Moment) -> Role:
             confirm_caller(connection, act, moment)
+            done = find_done(connection, act, moment)
+            if done is not None:
+                return _role(_row(connection, done))
             row = {"name": name, "scopes": join_words(scopes), "description": description, "is_built_in": False}
             times = {"create_time": moment.now, "update_time": moment.now}
             version = _move_policy(connection)
@@ -36,6 +44,7 @@ class SqlRoleStore:
             except IntegrityError:
                 raise RoleAlreadyExists() from None
             write_audit(connection, act, moment, "role.create", note=join_words(scopes), subject=name)
+            note_done(connection, act, name, moment)
             return _role(_row(connection, name))
 
         return await self._access.write(work)
@@ -73,8 +82,7 @@ class SqlRoleStore:
         def work(connection: Connection, moment: Moment) -> None:
             confirm_caller(connection, act, moment)
             _changeable(_row(connection, name))
-            bears = (literal(" ") + accounts.c.roles + literal(" ")).contains(f" {name} ", autoescape=True)
-            if connection.execute(select(accounts.c.account_id).where(bears).limit(1)).first() is not None:
+            if connection.execute(select(accounts.c.account_id).where(bears(name)).limit(1)).first() is not None:
                 raise RoleInUse()
             _move_policy(connection)
             connection.execute(delete(roles).where(roles.c.name == name))

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, select, true, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, literal, or_, select, true, update
 
 from identity.domain.grants import ApiKeyUse, GrantKind, GrantSnapshot
 from identity.domain.roles import still_granted
 from identity.domain.values import FIRST_PARTY, Account, AccountKind, AccountRef, Act
 from identity.storage.sql.common import OPAQUE_CACHE_SECONDS, Moment, split_words
 from identity.storage.tables import accounts, grants, policy, revocations, roles
-from identity_client.errors import AccountNotFound, PermissionMissing, TokenOutdated, TokenRevoked, UnknownRole
+from identity_client.errors import (
+    AccountNotFound,
+    LastAdmin,
+    PermissionMissing,
+    TokenOutdated,
+    TokenRevoked,
+    UnknownRole,
+)
 from identity_client.trust.entries import EntryKind
+
+ADMIN_ROLE = "admin"
 
 _ROLES = "roles"  # a key of Connection.info
 
@@ -96,6 +105,25 @@ def account_of(row: RowMapping) -> Account:
     )
 
 
+def bears(role: str) -> ColumnElement[bool]:
+    """The condition of accounts that have a role."""
+    return (literal(" ") + accounts.c.roles + literal(" ")).contains(f" {role} ", autoescape=True)
+
+
+def check_admin_remains(connection: Connection, row: RowMapping) -> None:
+    """Whether an enabled user has the role admin once the account of *row* no longer has, the write lock being held.
+
+    Only people count: a service's credentials can expire or be revoked, and then nobody could log in. Raises LastAdmin.
+    """
+    is_admin = (accounts.c.kind == AccountKind.USER) & accounts.c.disable_time.is_(None) & bears(ADMIN_ROLE)
+    admins = select(accounts.c.account_id).where(is_admin)
+    account_id = row["account_id"]
+    if connection.execute(admins.where(accounts.c.account_id == account_id)).first() is None:
+        return
+    if connection.execute(admins.where(accounts.c.account_id != account_id).limit(1)).first() is None:
+        raise LastAdmin()
+
+
 def confirm_caller(connection: Connection, act: Act, moment: Moment) -> None:
     """Whether whoever acts may still act, now that the write lock is held.
 
@@ -120,6 +148,11 @@ def is_live(grant: RowMapping, moment: Moment) -> bool:
     """Whether a grant has neither ended nor expired."""
     expire_time = grant["expire_time"]
     return grant["end_time"] is None and (expire_time is None or moment.now < expire_time)
+
+
+def is_live_grant(moment: Moment) -> ColumnElement[bool]:
+    """The condition of grants that have neither ended nor expired."""
+    return grants.c.end_time.is_(None) & or_(grants.c.expire_time.is_(None), grants.c.expire_time > moment.now)
 
 
 def is_recorded(connection: Connection, kind: EntryKind, name: str) -> bool:

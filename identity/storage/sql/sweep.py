@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, or_, select, tuple_
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment
 from identity.storage.sql.throttle import remove_expired
-from identity.storage.tables import grants, revocations, used_assertions
+from identity.storage.tables import done_requests, grants, revocations, used_assertions
 
 KEPT_SECONDS = 86_400
 """How long a dead grant's row still answers: its tokens are told `ended`, not `unknown`, for a day."""
@@ -27,6 +27,7 @@ class SqlSweeper:
             _remove_revocations(connection, limit, moment)
             _remove_assertions(connection, limit, moment)
             remove_expired(connection, limit, moment)
+            _remove_done_requests(connection, limit, moment)
 
         await self._access.write(remove)
         return next_after
@@ -62,3 +63,9 @@ def _remove_assertions(connection: Connection, limit: int, moment: Moment) -> No
     key = (used_assertions.c.key_id, used_assertions.c.assertion_hash)
     expired = select(*key).where(used_assertions.c.expire_time <= moment.now).limit(limit)
     connection.execute(delete(used_assertions).where(tuple_(*key).in_(expired)))
+
+
+def _remove_done_requests(connection: Connection, limit: int, moment: Moment) -> None:
+    key = (done_requests.c.caller_account_id, done_requests.c.request_id)
+    expired = select(*key).where(done_requests.c.expire_time <= moment.now).limit(limit)
+    connection.execute(delete(done_requests).where(tuple_(*key).in_(expired)))

@@ -35,6 +35,7 @@ def upgrade() -> None:
     op.create_index("used_assertions_by_expiry", "used_assertions", ["expire_time"])
     _create_throttle()
     _split_and_seal_audit()
+    _create_done_requests()
 
 
 def _change_grants() -> None:
@@ -60,6 +61,19 @@ def _change_grants() -> None:
         unique=True,
         sqlite_where=sa.text("end_time IS NULL AND lookup_name IS NOT NULL"),
     )
+
+
+def _create_done_requests() -> None:
+    op.create_table(
+        "done_requests",
+        sa.Column("caller_account_id", sa.Text, primary_key=True),
+        sa.Column("request_id", sa.Text, primary_key=True),
+        sa.Column("method", sa.Text, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("resource_id", sa.Text, nullable=False),
+        sa.Column("expire_time", sa.BigInteger, nullable=False),
+    )
+    op.create_index("done_requests_by_expiry", "done_requests", ["expire_time"])
 
 
 def _create_roles() -> None:
