@@ -2,9 +2,9 @@
 
 python tests/packaging/versions.py [--ends]
 
-The lowest versions are those that pyproject.toml names, the highest whatever the index has in its ranges. The server
-needs more than the lowest, so tests of the client library against a real server are left out there. --ends: the lowest
-on the oldest Python and the highest on the newest, in place of every pair. Environments are kept in .versions
+The lowest versions are those that pyproject.toml names, the highest whatever the index has in its ranges. What a
+peer has is installed, and no more: tests that start the service are left out. --ends: the lowest on the oldest Python
+and the highest on the newest, in place of every pair. Environments are kept in .versions
 until pyproject.toml, constraints.txt or this file change.
 """
 
@@ -65,15 +65,16 @@ def check(python: str, version: Version, level: str) -> str:
     prepare(environment, python, level)
     print(f"== {name}: {installed(environment)}", flush=True)
     tests = [f"{environment}/bin/python", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
-    if level == "lowest":
-        tests += [f"--ignore={path.relative_to(ROOT)}" for path in suites_with_server()]
+    tests += [f"--ignore={path.relative_to(ROOT)}" for path in suites_with_server()]
     done = subprocess.run(tests, cwd=ROOT, env=os.environ | {"IDENTITY_TEST_MUTANTS": "2000"}, check=False)
     return name if done.returncode else ""
 
 
 def prepare(environment: Path, python: str, level: str) -> None:
     """Make the environment, unless it is there and as it should be."""
-    wanted = [*(lowest() + companions() if level == "lowest" else ()), *tools()]
+    wanted = [*companions(), *tools()]
+    if level == "lowest":
+        wanted = [*lowest(), *map(_pinned, companions()), *tools()]
     written = "\n".join([python, level, *wanted, (ROOT / "pyproject.toml").read_text()])
     stamp, digest = environment / ".ready", hashlib.sha256(written.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
@@ -81,8 +82,7 @@ def prepare(environment: Path, python: str, level: str) -> None:
     shutil.rmtree(environment, ignore_errors=True)
     subprocess.run([python, "-m", "venv", environment], check=True)
     pip = [f"{environment}/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    package = "." if level == "lowest" else ".[server]"
-    subprocess.run([*pip, "-e", package, *wanted], cwd=ROOT, check=True)
+    subprocess.run([*pip, "-e", ".", *wanted], cwd=ROOT, check=True)
     stamp.write_text(digest)
 
 
@@ -98,9 +98,9 @@ def lowest() -> list[str]:
 
 
 def companions() -> list[str]:
-    """The standard services that a peer may register, in their lowest versions."""
+    """The standard services that a peer may register."""
     server = _project()["optional-dependencies"]["server"]
-    return [_pinned(requirement) for requirement in server if requirement.startswith("grpcio-")]
+    return [requirement for requirement in server if requirement.startswith("grpcio-")]
 
 
 def _project() -> dict[str, Any]:
