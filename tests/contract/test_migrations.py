@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,16 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
+from identity.domain.audit_events import AuditFilter, Personal
+from identity.domain.audit_seals import SealKey
 from identity.domain.grants import CredentialTerms
+from identity.domain.sealer import Sealer
 from identity.domain.secrets import hash_secret
 from identity.domain.values import EndReason, Standing, TokenIdentity
 from identity.storage import database
 from identity.storage.database import Stores, open_stores
+from identity.storage.inspection import open_read_only
+from identity.storage.sql.audit_check import check_audit
 from identity.storage.tables import metadata
 from tests.clients.issuer import FixedClock, new_id
 from tests.contract.builders import (
@@ -202,6 +209,26 @@ async def test_tokens_of_the_first_release_hold_after_the_upgrade(upgraded: Upgr
     await add_key(stores)
     old = TokenIdentity(new_id(), named["session"], named["carol"], 3, 1, "key", ("clerk", "night-watch"))
     assert await stores.revocations.standings([old]) == [Standing.LIVE]
+
+
+async def test_an_old_audit_log_is_kept_numbered_without_gaps_and_sealed(
+    tmp_path: Path, url: str, clock: FixedClock
+) -> None:
+    make_first_release(tmp_path / "identity.db")
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection, connection:
+        refused = "(9, 2, 'session.open', 'PASSWORD_WRONG', '192.0.2.7', 'request', 'name 1', 'key')"
+        names = "event_id, time_ms, action, outcome, origin, request_id, note, refusal_key"
+        connection.execute(f"INSERT INTO audit_events ({names}) VALUES {refused}")
+    stores = await open_stores(url, clock)
+    await Sealer(stores.audit_seals, SealKey(bytes(32)), 0, clock).seal()
+    events = (await stores.audit.list_page(AuditFilter(), None, 10)).events
+    await stores.close()
+    assert [(event.event_id, event.outcome, event.personal) for event in events] == [
+        (2, "PASSWORD_WRONG", Personal("192.0.2.7", "", "name 1")),
+        (1, "ok", Personal("", "", "kept")),
+    ]
+    with open_read_only(tmp_path / "identity.db") as read:
+        assert check_audit(read, SealKey(bytes(32))).problems == []
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_database(
