@@ -29,6 +29,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 _KEY = "authorization"
 _SCHEME = "bearer "  # compared without regard to case (RFC 9110 section 11.1)
 _OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
+_OPAQUE_PREFIXES = tuple(kind.value for kind in _OPAQUE_BEARERS)
 
 
 class Judgement(NamedTuple):
@@ -91,11 +92,10 @@ class Judge:
             if rule.public:
                 return Judgement(None)
             raise CredentialsMissing()
-        is_stale = self._is_stale(terms)
+        is_stale = self._trust.staleness() > terms.max_staleness_seconds and self._is_borne(terms)
         must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
         is_accepted_stale = is_stale and not must_confirm
-        kind = opaque.kind_of(raw_token)
-        if kind in _OPAQUE_BEARERS:
+        if raw_token.startswith(_OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
             opaque.split_secret(raw_token, kind)  # a typing error costs no call
             return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
         claims = self._verifier.verify(raw_token)
@@ -119,13 +119,13 @@ class Judge:
         else:
             self._verifier.check_introspected(principal.claims)
         terms = self.options.find(method)
-        if self._is_stale(terms) and terms.on_stale == "confirm":
+        is_stale = self._trust.staleness() > terms.max_staleness_seconds and self._is_borne(terms)
+        if is_stale and terms.on_stale == "confirm":
             raise TrustStale()
 
-    def _is_stale(self, terms: Terms) -> bool:
-        """Whether the trust state is older than allowed. Raises TrustStale where that, or its absence, refuses."""
-        if self._trust.staleness() <= terms.max_staleness_seconds:
-            return False
+    def _is_borne(self, terms: Terms) -> bool:
+        """True: a trust state older than allowed does not refuse by itself. Raises TrustStale where it does, or where
+        there is none."""
         if terms.on_stale == "reject" or not self._trust.is_ready:
             raise TrustStale()
         return True
