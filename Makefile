@@ -69,7 +69,7 @@ types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p tests
 	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/*.py clients/examples/billing/*.py \
-	  clients/examples/stock/*.py
+	  clients/examples/stock/*.py clients/examples/storefront/*.py
 
 layers: $(READY)
 	@$(BIN)/lint-imports

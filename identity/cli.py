@@ -7,6 +7,7 @@ import asyncio
 import getpass
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,14 +24,16 @@ from .token_command import fetch_token
 
 _log = logging.getLogger(__name__)
 
+_ONE_TIME_BYTES = 18
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; -> the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        if hasattr(options, "password_file"):
+        if hasattr(options, "password_from"):
             # Before the event loop takes over SIGINT: Ctrl-C at the prompt must end the command.
-            options.password = _password_for(options)
+            options.password = options.password_from(options)
         return asyncio.run(options.run(options)) or 0
     except ConfigurationError as error:
         print("identity cannot do this:", *(f"  - {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
@@ -88,15 +91,21 @@ async def _serve_until_signal(server: Server, announce: Callable[[str], Awaitabl
 
 async def _create_admin(options: argparse.Namespace) -> None:
     settings = load(options.config, os.environ)
-    await create_admin(settings, options.username, options.password)
+    password = options.password or secrets.token_urlsafe(_ONE_TIME_BYTES)
+    await create_admin(settings, options.username, password)
     print(f"created {options.username}, who has the role admin")
+    if not options.password:
+        print(f"one-time password, to be replaced at the first log-in: {password}")
 
 
 async def create_admin(settings: Settings, username: str, password: str) -> None:
-    """Create an account with the role admin, over the database itself. Raises IdentityError, ConfigurationError."""
+    """Create an account with the role admin, over the database itself; the password is good for ChangePassword alone.
+
+    Raises IdentityError, ConfigurationError.
+    """
     house = await open_house(settings, SystemClock())
     try:
-        await house.accounts.create_user(username, password, ("admin",), LOCAL_ACT)
+        await house.accounts.create_user(username, password, ("admin",), LOCAL_ACT, password_change_required=True)
     finally:
         await house.close()
 
@@ -132,6 +141,13 @@ def _password_for(options: argparse.Namespace) -> str:
     return read_secret(options.password_file, f"Password of {options.username}: ")
 
 
+def _one_time_password_for(options: argparse.Namespace) -> str:
+    """What the operator chose; empty where nothing is given and a password is to be generated."""
+    if options.password_file is None and sys.stdin.isatty():
+        return ""
+    return read_secret(options.password_file, "")
+
+
 def read_secret(path: Path | None, prompt: str) -> str:
     """A secret from a file, from standard input, or typed unseen; never from an argument. Raises ConfigurationError."""
     if path is None and sys.stdin.isatty():
@@ -164,8 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     command = admin.add_parser("create", help="create an account with the role admin")
     command.add_argument("username")
     command.add_argument("--config", type=Path)
-    command.add_argument("--password-file", type=Path, help="default: standard input, or typed unseen")
-    command.set_defaults(run=_create_admin)
+    command.add_argument(
+        "--password-file", type=Path, help="default: standard input; where nothing is given, one is made and printed"
+    )
+    command.set_defaults(run=_create_admin, password_from=_one_time_password_for)
 
     command = commands.add_parser(
         "doctor",
@@ -185,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--password-file", type=Path, help="default: standard input, or typed unseen")
     command.add_argument("--audience", default="identity", help="whom the token is for; default: this service")
     command.add_argument("--header", action="store_true", help="print it as a header line, as curl tools read it")
-    command.set_defaults(run=_token)
+    command.set_defaults(run=_token, password_from=_password_for)
     return parser
 
 

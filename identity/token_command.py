@@ -26,6 +26,10 @@ async def fetch_token(address: str, ca_file: Path | None, username: str, passwor
             response = await stub.Authenticate(request, timeout=10)
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from None
+        if response.HasField("challenge"):
+            raise ConfigurationError(
+                [f"{username} must replace the password first: call AuthenticationService/ChangePassword"]
+            )
         token: str = response.access.access_token
         return token
 

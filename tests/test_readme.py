@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
 
+from identity.server import CONTRACT
 from tests.faults.dev_server import DevServer
 
 ROOT = Path(__file__).parents[1]
@@ -112,3 +115,12 @@ def test_every_make_target_it_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_request_of_the_operators_table_is_one() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)/(\w+)` \| `(\{.*\})` \|$", README, re.MULTILINE)
+    assert len(rows) > 10
+    for service, method, body in rows:
+        [found] = [module for module in CONTRACT if service in module.DESCRIPTOR.services_by_name]
+        request = found.DESCRIPTOR.services_by_name[service].methods_by_name[method].input_type
+        json_format.Parse(body, GetMessageClass(request)())

@@ -136,11 +136,15 @@ Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class SelectedSessions:
-    """A part of the sessions that a filter admits, and where to go on; None at the end."""
+class SessionPart:
+    """The sessions behind one place, up to another one; None: from the beginning, to the end.
 
-    grant_ids: tuple[str, ...]
-    next_place: Place | None
+    *addresses* are those among them that a filter's network holds, where it has one.
+    """
+
+    after: Place | None
+    through: Place | None
+    addresses: tuple[str, ...] | None = None
 
 
 # -- credentials ---------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from .grants import (
     NewCredential,
     NewSession,
     Place,
-    SelectedSessions,
     Session,
     SessionFilter,
+    SessionPart,
     SessionRecord,
     TokenStatus,
 )
@@ -262,13 +262,16 @@ class GrantStore(Protocol):
 
 
 class SessionSelection(Protocol):
-    """Sessions of any number of accounts at once, in parts that hold nobody up."""
+    """Live sessions of any number of accounts, in parts that hold nobody up. A filter names its account by id."""
 
-    async def select(self, which: SessionFilter, after: Place | None, limit: int) -> SelectedSessions:
-        """Look at *limit* live sessions after a place: those that *which* (its account by id) admits."""
+    async def next_part(self, which: SessionFilter, after: Place | None, limit: int) -> SessionPart:
+        """The next *limit* sessions, of which a filter's network may admit fewer."""
 
-    async def end(self, grant_ids: tuple[str, ...], note: str, act: Act, *, confirm: bool) -> Ended:
-        """End those of the sessions that still live. Accounts of which a token may be alive get a higher generation.
+    async def count(self, which: SessionFilter, part: SessionPart) -> int:
+        """How many sessions of the part *which* admits."""
+
+    async def end(self, which: SessionFilter, part: SessionPart, note: str, act: Act, *, confirm: bool) -> Ended:
+        """End the sessions of the part that *which* admits.
 
         *confirm*: whether the caller is confirmed; the first part of an act may end the caller's own session.
         """

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from .accounts import normalise_ref
 from .feed import Feed
-from .grants import Place, SessionFilter
+from .grants import Place, SessionFilter, SessionPart
 from .ports import AccountStore, SessionSelection
 from .values import AccountRef, Act
 
-PART_SESSIONS = 500
+PART_SESSIONS = 1_000
 """Sessions ended in one transaction: other writes wait for one such part at most."""
 
 
@@ -25,32 +26,31 @@ class SessionRevoker:
 
     async def count(self, which: SessionFilter) -> int:
         """How many sessions `end` would end. Raises InvalidRequest, AccountNotFound."""
-        which, count = await self._resolved(which), 0
-        place: Place | None = None
-        while True:
-            part = await self._sessions.select(which, place, PART_SESSIONS)
-            count += len(part.grant_ids)
-            if part.next_place is None:
-                return count
-            place = part.next_place
+        which = await self._resolved(which)
+        return sum([await self._sessions.count(which, part) async for part in self._parts(which)])
 
     async def end(self, which: SessionFilter, note: str, act: Act) -> int:
         """End them; -> how many. Where it is cut short a part has ended, and a repeat ends the rest.
 
         Raises InvalidRequest, AccountNotFound.
         """
-        which, count = await self._resolved(which), 0
+        which = await self._resolved(which)
+        audited = f"{which}: {note}" if note else str(which)
+        count, version = 0, None
+        async for part in self._parts(which):
+            ended = await self._sessions.end(which, part, audited, act, confirm=part.after is None)
+            count, version = count + ended.grant_count, ended.version or version
+        await self._feed.published(version)
+        return count
+
+    async def _parts(self, which: SessionFilter) -> AsyncIterator[SessionPart]:
         place: Place | None = None
-        is_first = True
         while True:
-            part = await self._sessions.select(which, place, PART_SESSIONS)
-            if part.grant_ids or is_first:
-                ended = await self._sessions.end(part.grant_ids, _audited(which, note), act, confirm=is_first)
-                await self._feed.published(ended.version)
-                count += ended.grant_count
-            if part.next_place is None:
-                return count
-            place, is_first = part.next_place, False
+            part = await self._sessions.next_part(which, place, PART_SESSIONS)
+            yield part
+            if part.through is None:
+                return
+            place = part.through
 
     async def _resolved(self, which: SessionFilter) -> SessionFilter:
         """The filter with its account, if it has one, by id."""
@@ -58,7 +58,3 @@ class SessionRevoker:
             return which
         account = await self._accounts.get(normalise_ref(which.account))
         return replace(which, account=AccountRef(account_id=account.account_id))
-
-
-def _audited(which: SessionFilter, note: str) -> str:
-    return f"{which}: {note}" if note else str(which)

@@ -103,9 +103,8 @@ class RevocationServiceServicer(object):
 
     def RevokeSessions(self, request, context):
         """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
-        refresh and session tokens are refused from then on. Other access tokens of the same accounts are
-        outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
-        exception.
+        refresh and session tokens are refused from then on. Credentials and their tokens stay. The
+        caller's own session is no exception.
 
         It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
         ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,

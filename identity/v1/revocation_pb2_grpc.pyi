@@ -52,9 +52,8 @@ class RevocationServiceStub:
     """
     RevokeSessions: _grpc.UnaryUnaryMultiCallable[_revocation_pb2.RevokeSessionsRequest, _revocation_pb2.RevokeSessionsResponse]
     """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
-    refresh and session tokens are refused from then on. Other access tokens of the same accounts are
-    outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
-    exception.
+    refresh and session tokens are refused from then on. Credentials and their tokens stay. The
+    caller's own session is no exception.
 
     It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
     ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
@@ -94,9 +93,8 @@ class RevocationServiceAsyncStub(RevocationServiceStub):
     """
     RevokeSessions: _aio.UnaryUnaryMultiCallable[_revocation_pb2.RevokeSessionsRequest, _revocation_pb2.RevokeSessionsResponse]  # type: ignore[assignment]
     """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
-    refresh and session tokens are refused from then on. Other access tokens of the same accounts are
-    outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
-    exception.
+    refresh and session tokens are refused from then on. Credentials and their tokens stay. The
+    caller's own session is no exception.
 
     It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
     ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,
@@ -157,9 +155,8 @@ class RevocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_revocation_pb2.RevokeSessionsResponse, _abc.Awaitable[_revocation_pb2.RevokeSessionsResponse]]:
         """Ends all sessions that the filter admits, one account's or everyone's, in one call: their access,
-        refresh and session tokens are refused from then on. Other access tokens of the same accounts are
-        outdated once, and renewed by their holders. Credentials stay. The caller's own session is no
-        exception.
+        refresh and session tokens are refused from then on. Credentials and their tokens stay. The
+        caller's own session is no exception.
 
         It works in short transactions, so that other calls go on meanwhile: a call that was cut short has
         ended a part, and a repeat ends the rest. Needs identity.admin. Answers INVALID_FIELD,

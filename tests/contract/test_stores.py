@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from identity.domain.grants import GrantKind, GrantSnapshot, NewCredential
+from identity.domain.grants import GrantKind, GrantSnapshot, NewCredential, SessionFilter, SessionPart
 from identity.domain.values import (
     Account,
     AccountChange,
@@ -314,7 +314,7 @@ async def test_an_admin_who_lost_their_power_changes_nothing(stores: Stores, los
         stores.accounts.update(by_id(carol.account_id), AccountChange(password_change_required=True), act),
         stores.accounts.set_password(by_id(carol.account_id), "$argon2id$...", True, act),
         stores.accounts.delete(by_id(carol.account_id), "", act),
-        stores.session_selection.end((), "", act, confirm=True),
+        stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", act, confirm=True),
     ):
         with pytest.raises(error):
             await attempt

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "clients" / "examples" / "orders"
+EXAMPLES = ROOT / "clients" / "examples"
 SERVER_ONLY = {"sqlalchemy", "alembic", "redis", "grpcio-health-checking", "grpcio-reflection"}
 TEST_TOOLS = ("pytest", "types-grpcio", "types-protobuf")  # what a peer has besides, for its tests and its mypy
 
@@ -29,7 +29,8 @@ from orders.v1.orders_pb2_grpc import OrderServiceStub, add_OrderServiceServicer
 
 async def get_order(identity, metadata):
     server = grpc.aio.server(interceptors=[identity.guard("orders", pb)])
-    add_OrderServiceServicer_to_server(OrderServicer(), server)
+    billing = identity.channel("127.0.0.1:1", audience="billing")
+    add_OrderServiceServicer_to_server(OrderServicer(billing), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -37,6 +38,7 @@ async def get_order(identity, metadata):
             answer = await OrderServiceStub(channel).GetOrder(pb.GetOrderRequest(order_id="1"), metadata=metadata)
             return answer.order.item
     finally:
+        await billing.close()
         await server.stop(None)
 
 
@@ -100,14 +102,16 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Peer:
 def orders(peer: Peer) -> Peer:
     """The same with the example's code, whose proto is compiled against the wheel's."""
     run("make", "--no-print-directory", ".generator/.ready", cwd=ROOT)
-    shutil.copytree(EXAMPLE, peer.folder / "orders", ignore=shutil.ignore_patterns("*_pb2*", "__pycache__"))
+    for name in ("orders", "billing"):  # orders calls billing
+        shutil.copytree(EXAMPLES / name, peer.folder / name, ignore=shutil.ignore_patterns("*_pb2*", "__pycache__"))
     contract = peer.run("-m", "identity_client.protos").strip()
     outputs = [f"--{kind}=." for kind in ("python_out", "grpc_python_out")]
     outputs += [f"--{kind}=quiet:." for kind in ("mypy_out", "mypy_grpc_out")]
     generator = ROOT / ".generator" / "bin"
-    protoc = [str(generator / "python"), "-m", "grpc_tools.protoc", "-I", "orders/protos", "-I", contract, *outputs]
+    protoc = [str(generator / "python"), "-m", "grpc_tools.protoc", "-I", contract, *outputs]
     plugins = f"{generator}{os.pathsep}{os.environ['PATH']}"
-    run(*protoc, "orders/protos/orders/v1/orders.proto", cwd=peer.folder, PATH=plugins)
+    for name in ("orders", "billing"):
+        run(*protoc, "-I", f"{name}/protos", f"{name}/v1/{name}.proto", cwd=peer.folder, PATH=plugins)
     return peer
 
 

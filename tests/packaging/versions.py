@@ -2,8 +2,9 @@
 
 python tests/packaging/versions.py [--ends]
 
-The lowest versions are those that pyproject.toml names, the highest whatever the index has in its ranges. --ends: the
-lowest on the oldest Python and the highest on the newest, in place of every pair. Environments are kept in .versions
+The lowest versions are those that pyproject.toml names, the highest whatever the index has in its ranges. What a
+peer has is installed, and no more: tests that start the service are left out. --ends: the lowest on the oldest Python
+and the highest on the newest, in place of every pair. Environments are kept in .versions
 until pyproject.toml, constraints.txt or this file change.
 """
 
@@ -19,12 +20,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".versions"
 TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout")
 SUITES = ("tests/clients", "tests/attacks/test_forgery.py")
 OLDEST = (3, 11)
+NEEDS_SERVER = re.compile(r"^from (identity\.(?!v1)|tests\.rpc\.api)", re.MULTILINE)
 
 Version = tuple[int, int]
 
@@ -62,14 +65,17 @@ def check(python: str, version: Version, level: str) -> str:
     prepare(environment, python, level)
     print(f"== {name}: {installed(environment)}", flush=True)
     tests = [f"{environment}/bin/python", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
+    tests += [f"--ignore={path.relative_to(ROOT)}" for path in suites_with_server()]
     done = subprocess.run(tests, cwd=ROOT, env=os.environ | {"IDENTITY_TEST_MUTANTS": "2000"}, check=False)
     return name if done.returncode else ""
 
 
 def prepare(environment: Path, python: str, level: str) -> None:
     """Make the environment, unless it is there and as it should be."""
-    wanted = [*(lowest() if level == "lowest" else ()), *tools()]
-    written = "\n".join([python, *wanted, (ROOT / "pyproject.toml").read_text()])
+    wanted = [*companions(), *tools()]
+    if level == "lowest":
+        wanted = [*lowest(), *map(_pinned, companions()), *tools()]
+    written = "\n".join([python, level, *wanted, (ROOT / "pyproject.toml").read_text()])
     stamp, digest = environment / ".ready", hashlib.sha256(written.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
@@ -80,10 +86,30 @@ def prepare(environment: Path, python: str, level: str) -> None:
     stamp.write_text(digest)
 
 
+def suites_with_server() -> list[Path]:
+    """The files with tests that start the service."""
+    files = [path for suite in SUITES for path in sorted((ROOT / suite).glob("test_*.py"))]
+    return [path for path in files if NEEDS_SERVER.search(path.read_text())]
+
+
 def lowest() -> list[str]:
     """The base dependencies, each pinned to the lowest version that pyproject.toml admits."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [re.sub(r">=([\d.]+).*", r"==\1", requirement) for requirement in declared]
+    return [_pinned(requirement) for requirement in _project()["dependencies"]]
+
+
+def companions() -> list[str]:
+    """The standard services that a peer may register."""
+    server = _project()["optional-dependencies"]["server"]
+    return [requirement for requirement in server if requirement.startswith("grpcio-")]
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def _pinned(requirement: str) -> str:
+    return re.sub(r">=([\d.]+).*", r"==\1", requirement)
 
 
 def tools() -> list[str]:

@@ -367,3 +367,10 @@ def test_of_two_entries_of_one_name_the_stricter_holds() -> None:
     held.add([Entry(EntryKind.ACCOUNT, "a", 120, 5)])
     held.expire(100)
     assert held.minimum(EntryKind.ACCOUNT, "a") == 5
+
+
+@pytest.mark.parametrize("kind", [EntryKind.TOKEN, EntryKind.GRANT, EntryKind.KEY])
+def test_an_empty_name_such_as_an_opaque_bearer_has_for_its_token_is_never_revoked(kind: EntryKind) -> None:
+    held = Revocations()
+    held.add([Entry(kind, id_text(bytes(16)), 2_000_000_000)])
+    assert not held.contains(kind, "")

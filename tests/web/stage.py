@@ -18,7 +18,7 @@ from starlette.routing import Route
 from storefront.app import create_app
 
 from identity_client.aio.identity import Identity
-from tests.clients.serving import listen, serving
+from tests.web.serving import listen, serving
 
 
 class Stage:

@@ -12,10 +12,9 @@ import pytest
 
 from identity.v1 import account_pb2, token_pb2
 from identity_client.aio.identity import Identity
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.web import credentials, until_answer
 from tests.rpc.api import USER_PASSWORD, Api
 from tests.web.browser import BROWSER, DRIVER, MISSING, Browser, chromium
+from tests.web.site import credentials, until_answer
 from tests.web.stage import Stage, play, staged
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason=MISSING)

@@ -43,6 +43,7 @@ def create_app(identity: aio.Identity, origin: str, cookies: Literal["session", 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with identity:
+            print(f"storefront is ready on {origin}", flush=True)
             yield
 
     middleware = Middleware(

@@ -4,6 +4,7 @@ as two tokens in place of one session."""
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 import uvicorn
@@ -13,14 +14,16 @@ from storefront.app import create_app
 
 
 def main() -> None:
-    port = int(os.environ.get("STOREFRONT_PORT", "8000"))
+    listener = socket.create_server(("127.0.0.1", int(os.environ.get("STOREFRONT_PORT", "8000"))))
+    origin = f"http://localhost:{listener.getsockname()[1]}"
     match os.environ.get("STOREFRONT_COOKIES", "session"):
         case "session" | "jwt" as cookies:
-            app = create_app(aio.Identity.from_env(), f"http://localhost:{port}", cookies)
+            app = create_app(aio.Identity.from_env(), origin, cookies)
         case other:
             sys.exit(f"STOREFRONT_COOKIES is session or jwt, not {other}")
     # The middleware itself reads X-Forwarded-For, from the proxies that it is told of.
-    uvicorn.run(app, host="127.0.0.1", port=port, proxy_headers=False, log_level="warning")
+    config = uvicorn.Config(app, proxy_headers=False, log_level="warning")
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

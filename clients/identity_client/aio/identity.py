@@ -66,6 +66,7 @@ class Identity:
         ready_staleness_seconds: float = 30.0,
         metrics: TrustMetrics | None = None,
     ) -> None:
+        connection.check_service()
         self._connection = connection
         self._clock = clock or SystemClock()
         self._start_timeout_seconds = start_timeout_seconds

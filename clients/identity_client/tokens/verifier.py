@@ -96,15 +96,16 @@ class Verifier:
         if len(raw_token) > compact.MAXIMUM_BYTES:
             raise TokenMalformed()
         name = hashlib.sha256(raw_token.encode("utf-8", "surrogatepass")).digest()
-        remembered = self._young.get(name) or self._old.get(name)
+        remembered = self._young.get(name)
         if remembered is None:
-            return self._verify_anew(raw_token, name)
+            remembered = self._old.get(name)
+            if remembered is None:
+                return self._verify_anew(raw_token, name)
+            self._remember(name, remembered)
         if remembered.revision == self._trust.revision:
             self._check_expiry(remembered.claims)
         else:
             self._judge_again(remembered)
-        if name not in self._young:
-            self._remember(name, remembered)
         return remembered.claims
 
     def recheck(self, claims: Claims) -> None:

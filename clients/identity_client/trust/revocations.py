@@ -47,11 +47,11 @@ class Revocations:
             self._named.add(entry)
 
     def contains(self, kind: EntryKind, name: str) -> bool:
-        """Whether a token, grant or key is revoked."""
+        """Whether a token, grant or key is revoked. Nothing has an empty name: an opaque bearer has no token's id."""
         packed = self._packed.get(kind)
         if packed is None:
             return self._named.find(kind, name) is not None
-        return packed.folds.count > 0 and packed.contains(id_bytes(name))
+        return packed.folds.count > 0 and bool(name) and packed.contains(id_bytes(name))
 
     def minimum(self, kind: EntryKind, name: str) -> int:
         """The lowest good generation of an account, or policy version of a role; 0 when all are good."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, literal, or_, select, update
 
 from identity.domain.audit_events import OK, SALT_BYTES, Personal
 from identity.domain.grants import ApiKeyUse, GrantKind
 from identity.domain.values import Act, Seconds
-from identity.storage.tables import accounts, audit_events, audit_personal, feed_head, grants, revocations
+from identity.storage.tables import audit_events, audit_personal, feed_head, grants, revocations
 from identity.storage.writer import PUBLISHED
 from identity_client.trust.entries import Entry, EntryKind
 
@@ -84,23 +84,29 @@ def publish_generation(connection: Connection, account_id: str, generation: int,
     return publish(connection, EntryKind.ACCOUNT, account_id, latest_expire_time, moment, generation)
 
 
-def publish_generations(connection: Connection, account_ids: Iterable[str], moment: Moment) -> int | None:
-    """Outdate every token of many accounts, in three statements; -> the last version."""
-    raised = update(accounts).where(accounts.c.account_id.in_(sorted(account_ids)))
-    raised = raised.values(generation=accounts.c.generation + 1, update_time=moment.now)
-    rows = connection.execute(raised.returning(accounts.c.account_id, accounts.c.generation)).all()
-    if not rows:
+def publish_grants(connection: Connection, which: Sequence[ColumnElement[bool]], moment: Moment) -> int | None:
+    """Tell peers of many grants at once: those that fit *which* and of which something can still be taken for good;
+    -> the last version.
+    """
+    opaque_until = moment.now + OPAQUE_CACHE_SECONDS
+    is_opaque = grants.c.secret_hash.is_not(None)
+    is_longer = and_(is_opaque, grants.c.latest_expire_time < opaque_until)
+    latest = case((is_longer, opaque_until), else_=grants.c.latest_expire_time)
+    can_be_alive = or_(is_opaque, grants.c.latest_expire_time + LONGEST_LEEWAY_SECONDS > moment.now)
+    held = update(feed_head).values(version=feed_head.c.version).returning(feed_head.c.version)
+    head: int = connection.execute(held).scalar_one()
+    place = func.row_number().over(order_by=grants.c.grant_id)
+    entries = select(
+        head + place, literal(int(EntryKind.GRANT)), grants.c.grant_id, literal(0), latest + ENTRY_MARGIN_SECONDS
+    )
+    columns = ["version", "kind", "name", "minimum", "expire_time"]
+    inserted = insert(revocations).from_select(columns, entries.where(*which, can_be_alive))
+    count = connection.execute(inserted).rowcount
+    if not count:
         return None
-    taken = update(feed_head).values(version=feed_head.c.version + len(rows)).returning(feed_head.c.version)
-    last: int = connection.execute(taken).scalar_one()
-    expire_time = moment.now + LONGEST_ACCESS_LIFETIME_SECONDS + ENTRY_MARGIN_SECONDS
-    entries = [
-        {"version": version, "kind": int(EntryKind.ACCOUNT), "name": row.account_id, "minimum": row.generation}
-        for version, row in enumerate(rows, last - len(rows) + 1)
-    ]
-    connection.execute(insert(revocations).values(expire_time=expire_time), entries)
+    connection.execute(update(feed_head).values(version=head + count))
     connection.info[PUBLISHED] = True
-    return last
+    return head + count
 
 
 def entry_of(row: RowMapping) -> Entry:

@@ -1,21 +1,24 @@
-"""SqlSessionSelection: sessions of any number of accounts, looked at by the readers and ended in short transactions.
+"""SqlSessionSelection: live sessions of any number of accounts, walked through by account and ended in short
+transactions, a few statements each, however many there are.
 
-The feed gets one entry an account (its generation), not one a session: the fewest that the kinds of entries allow. An
-account none of whose ended sessions can still have a token alive gets none.
+The feed gets an entry a session, unless nothing of it can still be taken for good: 24 bytes at a peer, and no token of
+another grant is outdated by it.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from sqlalchemy import Connection, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, func, select, tuple_, update
 
-from identity.domain.grants import GrantKind, Place, SelectedSessions, SessionFilter
+from identity.domain.grants import GrantKind, Place, SessionFilter, SessionPart
 from identity.domain.values import Act, Ended, EndReason
 from identity.storage.access import Access
-from identity.storage.sql.common import LONGEST_LEEWAY_SECONDS, Moment, publish_generations, write_audit
-from identity.storage.sql.rows import confirm_caller, is_live_grant, latest_use
+from identity.storage.sql.common import Moment, publish_grants, write_audit
+from identity.storage.sql.rows import confirm_caller, is_live_grant
 from identity.storage.tables import grants
+
+_PLACE = (grants.c.account_id, grants.c.create_time, grants.c.grant_id)
 
 
 class SqlSessionSelection:
@@ -24,43 +27,59 @@ class SqlSessionSelection:
     def __init__(self, access: Access) -> None:
         self._access = access
 
-    async def select(self, which: SessionFilter, after: Place | None, limit: int) -> SelectedSessions:
-        def work(connection: Connection, moment: Moment) -> SelectedSessions:
-            order = (grants.c.account_id, grants.c.create_time, grants.c.grant_id)
-            page = select(*order, grants.c.ip_address).order_by(*order).limit(limit)
-            page = page.where(grants.c.kind == GrantKind.SESSION, is_live_grant(moment))
-            if after is not None:
-                page = page.where(tuple_(*order) > after)
-            if which.account is not None:
-                page = page.where(grants.c.account_id == which.account.account_id)
-            if which.issued_before is not None:
-                page = page.where(grants.c.create_time < which.issued_before)
-            rows = connection.execute(page).all()
-            admitted = tuple(row.grant_id for row in rows if _is_from(row.ip_address, which.origin))
-            return SelectedSessions(admitted, tuple(rows[-1][:3]) if len(rows) == limit else None)
+    async def next_part(self, which: SessionFilter, after: Place | None, limit: int) -> SessionPart:
+        def work(connection: Connection, moment: Moment) -> SessionPart:
+            walk = select(*_PLACE).where(*_conditions(which, SessionPart(after, None), moment)).order_by(*_PLACE)
+            last = connection.execute(walk.offset(limit - 1).limit(1)).first()
+            part = SessionPart(after, None if last is None else (last[0], last[1], last[2]))
+            if which.origin is None:
+                return part
+            addresses = select(grants.c.ip_address).where(*_conditions(which, part, moment)).distinct()
+            found = connection.execute(addresses).scalars()
+            return SessionPart(part.after, part.through, tuple(text for text in found if _is_in(text, which.origin)))
 
         return await self._access.read(work)
 
-    async def end(self, grant_ids: tuple[str, ...], note: str, act: Act, *, confirm: bool) -> Ended:
+    async def count(self, which: SessionFilter, part: SessionPart) -> int:
+        def work(connection: Connection, moment: Moment) -> int:
+            counted = select(func.count()).select_from(grants).where(*_conditions(which, part, moment))
+            return connection.execute(counted).scalar_one()
+
+        return await self._access.read(work)
+
+    async def end(self, which: SessionFilter, part: SessionPart, note: str, act: Act, *, confirm: bool) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             if confirm:
                 confirm_caller(connection, act, moment)
-            ended = update(grants).where(grants.c.grant_id.in_(grant_ids), grants.c.end_time.is_(None))
-            ended = ended.values(end_time=moment.now, end_reason=EndReason.REVOKED)
-            rows = connection.execute(ended.returning(grants)).mappings().all()
-            alive = {row["account_id"] for row in rows if latest_use(row, moment) + LONGEST_LEEWAY_SECONDS > moment.now}
-            version = publish_generations(connection, alive, moment)
-            write_audit(connection, act, moment, "sessions.revoke", note=f"{len(rows)} sessions, {note}")
-            return Ended(len(rows), version)
+            conditions = _conditions(which, part, moment)
+            version = publish_grants(connection, conditions, moment)
+            ended = update(grants).where(*conditions).values(end_time=moment.now, end_reason=EndReason.REVOKED)
+            count = connection.execute(ended).rowcount
+            if count or confirm:
+                write_audit(connection, act, moment, "sessions.revoke", note=f"{count} sessions, {note}")
+            return Ended(count, version)
 
         return await self._access.write(work)
 
 
-def _is_from(text: str | None, origin: IPv4Network | IPv6Network | None) -> bool:
-    if origin is None:
-        return True
+def _conditions(which: SessionFilter, part: SessionPart, moment: Moment) -> list[ColumnElement[bool]]:
+    conditions = [grants.c.kind == GrantKind.SESSION, is_live_grant(moment)]
+    if part.after is not None:
+        conditions.append(tuple_(*_PLACE) > part.after)
+    if part.through is not None:
+        conditions.append(tuple_(*_PLACE) <= part.through)
+    if part.addresses is not None:
+        conditions.append(grants.c.ip_address.in_(part.addresses))
+    if which.account is not None:
+        conditions.append(grants.c.account_id == which.account.account_id)
+    if which.issued_before is not None:
+        conditions.append(grants.c.create_time < which.issued_before)
+    return conditions
+
+
+def _is_in(text: str | None, network: IPv4Network | IPv6Network) -> bool:
     try:
         address = ip_address(text or "")
     except ValueError:  # a Unix socket, or unknown
         return False
-    return (getattr(address, "ipv4_mapped", None) or address) in origin
+    return (getattr(address, "ipv4_mapped", None) or address) in network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http.cookies import SimpleCookie
 from typing import Any
 
 import httpx
@@ -15,14 +16,15 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from identity.v1 import role_pb2
+from identity.v1 import account_pb2, role_pb2, session_pb2
 from identity_client import web
 from identity_client.aio.environment import Connection
 from identity_client.aio.identity import Identity
 from identity_client.principal import find_principal
-from tests.rpc.api import USER_PASSWORD, Api
+from tests.rpc.api import USER_PASSWORD, Api, bearer
 
 ORIGIN = "https://shop.example"
+COOKIE = "__Host-session"
 RULES = {
     "/": web.Rule(public=True),
     "/account": web.Rule(),
@@ -127,3 +129,20 @@ async def until_answer(get: Callable[[], Any], is_wanted: Callable[[httpx.Respon
             await asyncio.sleep(0.002)
     assert isinstance(answer, httpx.Response)
     return answer
+
+
+async def account_id(api: Api, username: str = "alice") -> str:
+    request = account_pb2.GetAccountRequest(username=username)
+    return (await api.accounts.GetAccount(request, metadata=await api.admin())).account.account_id
+
+
+async def sessions_of_alice(api: Api) -> list[session_pb2.Session]:
+    """Her live sessions in the order of their log-ins, but for that of the question."""
+    metadata = bearer((await api.login("alice")).access_token)
+    listed = await api.sessions.ListSessions(session_pb2.ListSessionsRequest(), metadata=metadata)
+    return [session for session in listed.sessions if not session.current]
+
+
+def cookie_of(answer: httpx.Response) -> str:
+    """The session token that an answer gives."""
+    return SimpleCookie(answer.headers["set-cookie"])[COOKIE].value

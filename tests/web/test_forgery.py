@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.test_web_sessions import site as site
-from tests.clients.web import ORIGIN, SAME, Site, credentials, log_in
+from identity_client.aio.identity import Identity
 from tests.rpc.api import Api
+from tests.web.site import ORIGIN, SAME, Site, credentials, log_in
 
 OWN: list[dict[str, str]] = [
     {"sec-fetch-site": "same-origin", "origin": ORIGIN},
@@ -51,6 +50,11 @@ FOREIGN: list[dict[str, str]] = [
     {"host": "evil.example", "origin": "https://evil.example"},
 ]
 """What may not."""
+
+
+@pytest.fixture
+def site(identity: Identity) -> Site:
+    return Site(identity)
 
 
 @pytest.fixture

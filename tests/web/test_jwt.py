@@ -13,10 +13,8 @@ from identity.v1 import account_pb2, session_pb2
 from identity_client.aio.identity import Identity
 from identity_client.errors import TokenExpired
 from identity_client.tokens import opaque
-from tests.clients.test_web_sessions import account_id, sessions_of_alice
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.web import PAGE, SAME, Site, credentials, log_in, until_answer
 from tests.rpc.api import Api, bearer
+from tests.web.site import PAGE, SAME, Site, account_id, credentials, log_in, sessions_of_alice, until_answer
 
 ACCESS, REFRESH = "__Host-access", "__Secure-refresh"
 CODE = SAME | {"sec-fetch-mode": "cors"}
@@ -77,9 +75,13 @@ async def test_both_tokens_are_out_of_reach_of_scripts_and_the_refresh_token_goe
 
 
 @pytest.mark.requirement("R18")
-async def test_a_request_is_judged_here_and_costs_no_call(api: Api, browser: httpx.AsyncClient) -> None:
+async def test_a_request_is_judged_here_and_costs_no_call_unless_its_path_is_confirmed(
+    api: Api, browser: httpx.AsyncClient
+) -> None:
+    assert (await browser.get("/strict")).status_code == 200
     await api.server.stop()
     assert (await browser.get("/account")).status_code == 200
+    assert (await browser.get("/strict")).json()["reason"] == "DEPENDENCY_DOWN"
 
 
 @pytest.mark.requirement("R18")
@@ -135,15 +137,23 @@ async def test_a_role_given_is_in_force_after_a_renewal_that_the_page_does_not_n
 
 @pytest.mark.requirement("R18")
 async def test_fifty_renewals_at_once_make_one_rotation_and_nobody_is_logged_out(
-    browser: httpx.AsyncClient, api: Api, site: Site
+    browser: httpx.AsyncClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    service, calls = site.app._routes._service, list[str]()
+    renewed = service._renewed
+
+    def counted(refresh: str) -> Any:
+        calls.append(refresh)
+        return renewed(refresh)
+
+    monkeypatch.setattr(service, "_renewed", counted)
     access, refresh = held(browser)
     headers = CODE | cookie(access=access, refresh=refresh)
     async with site.browser() as client:
         answers = await asyncio.gather(*(client.post("/session/refresh", headers=headers) for _ in range(50)))
         assert {answer.status_code for answer in answers} == {200}
         successors = {answer.headers.get_list("set-cookie")[1] for answer in answers}
-        assert len(successors) == 1
+        assert (len(successors), calls) == (1, [refresh])
         late = await client.post("/session/refresh", headers=headers)
     assert {late.headers.get_list("set-cookie")[1]} == successors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from http.cookies import SimpleCookie
 from typing import Any
 
 import httpx
@@ -13,18 +12,23 @@ import pytest
 
 from identity.v1 import account_pb2, authentication_pb2, credential_pb2, session_pb2, token_pb2
 from identity_client.aio.identity import Identity
-from tests.clients.web import PAGE, SAME, Site, connected, credentials, log_in, until_answer
+from identity_client.principal import find_principal
 from tests.rpc.api import USER_PASSWORD, Api, bearer
+from tests.web.site import (
+    COOKIE,
+    PAGE,
+    SAME,
+    Site,
+    account_id,
+    connected,
+    cookie_of,
+    credentials,
+    log_in,
+    sessions_of_alice,
+    until_answer,
+)
 
 NEW_PASSWORD = "another long enough secret"
-COOKIE = "__Host-session"
-
-
-@pytest.fixture
-async def identity(api: Api) -> AsyncIterator[Identity]:
-    await api.create_user("alice", "clerk")
-    async with connected(api) as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -36,23 +40,6 @@ def site(identity: Identity) -> Site:
 async def browser(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     async with site.browser() as client:
         yield client
-
-
-async def account_id(api: Api, username: str = "alice") -> str:
-    request = account_pb2.GetAccountRequest(username=username)
-    return (await api.accounts.GetAccount(request, metadata=await api.admin())).account.account_id
-
-
-async def sessions_of_alice(api: Api) -> list[session_pb2.Session]:
-    """Her live sessions in the order of their log-ins, but for that of the question."""
-    metadata = bearer((await api.login("alice")).access_token)
-    listed = await api.sessions.ListSessions(session_pb2.ListSessionsRequest(), metadata=metadata)
-    return [session for session in listed.sessions if not session.current]
-
-
-def cookie_of(answer: httpx.Response) -> str:
-    """The session token that an answer gives."""
-    return SimpleCookie(answer.headers["set-cookie"])[COOKIE].value
 
 
 # -- in and out ----------------------------------------------------------------------------------------------------
@@ -70,6 +57,7 @@ async def test_a_log_in_gives_a_cookie_with_every_protection_and_an_opaque_token
     assert answer.headers["cache-control"] == "no-store"
     assert "ids_" not in answer.text
     assert (await browser.get("/account")).text == await account_id(api)
+    assert find_principal() is None  # here, where the request was made: it does not outlive its answer
 
 
 async def test_a_form_is_answered_by_the_page_that_was_wanted_and_other_hosts_are_never_wanted(
@@ -154,6 +142,23 @@ async def test_a_role_given_is_in_force_on_the_next_request_of_the_same_session(
     await until_answer(lambda: browser.get("/managers"), lambda answer: answer.status_code == 200)
 
 
+async def test_an_answer_that_a_change_has_overtaken_is_asked_for_again(
+    identity: Identity, browser: httpx.AsyncClient, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = cookie_of(await log_in(browser))
+    introspect = identity.introspections.introspect
+    before = await introspect(token, True)
+    request = account_pb2.SetRolesRequest(username="alice", roles=["manager"])
+    await api.accounts.SetRoles(request, metadata=await api.admin())
+    await until_answer(lambda: browser.get("/managers"), lambda answer: answer.status_code == 200)
+
+    async def late(raw_token: str, is_anew: bool) -> Any:
+        return await introspect(raw_token, True) if is_anew else before
+
+    monkeypatch.setattr(identity.introspections, "introspect", late)
+    assert (await browser.get("/managers")).status_code == 200
+
+
 async def test_a_confirmed_path_asks_the_service_on_every_request(
     identity: Identity, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,14 +236,16 @@ async def test_two_cookies_of_one_name_are_refused_whichever_is_good(site: Site,
         assert (await client.get("/account", headers=split)).json()["reason"] == "COOKIE_REPEATED"
 
 
-@pytest.mark.parametrize("disguise", ["\u2000{}", "\xa0{}", "\x85{}", "__host-session", "{} ", '"{}"', "$Path={}"])
+@pytest.mark.parametrize(
+    "disguise", [b"\xe2\x80\x80%b", b"\xa0%b", b"\x85%b", b"\x0b%b", b"__host-session", b"%b ", b'"%b"', b"$Path=%b"]
+)
 async def test_a_cookie_whose_name_only_looks_like_ours_is_not_ours(
-    browser: httpx.AsyncClient, site: Site, disguise: str
+    browser: httpx.AsyncClient, site: Site, disguise: bytes
 ) -> None:
     token = cookie_of(await log_in(browser))
-    name = disguise.format(COOKIE)
+    name = disguise.replace(b"%b", COOKIE.encode())
     async with site.browser() as client:
-        answer = await client.get("/account", headers=[(b"cookie", f"{name}={token}".encode())])
+        answer = await client.get("/account", headers=[(b"cookie", name + b"=" + token.encode())])
     assert answer.json()["reason"] == "CREDENTIALS_MISSING"
 
 

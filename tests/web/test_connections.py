@@ -12,12 +12,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from identity.v1 import session_pb2
 from identity_client.aio.identity import Identity
-from tests.clients.serving import listen, serving
 from tests.clients.shapes import until
-from tests.clients.test_web_sessions import account_id, cookie_of
-from tests.clients.test_web_sessions import identity as identity
-from tests.clients.web import Site, credentials
 from tests.rpc.api import Api, bearer
+from tests.web.serving import listen, serving
+from tests.web.site import Site, account_id, cookie_of, credentials
 
 
 class Live:
