@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test unit attacks faults bench bench-quick requirements format lint types layers protos protos-fresh breaking \
-        examples check clean
+        examples versions check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -69,7 +69,7 @@ types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p tests
 	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/*.py clients/examples/billing/*.py \
-	  clients/examples/stock/*.py
+	  clients/examples/stock/*.py clients/examples/storefront/*.py
 
 layers: $(READY)
 	@$(BIN)/lint-imports
@@ -87,12 +87,16 @@ protos-fresh: $(GENERATOR_READY)
 breaking: $(READY)
 	@$(BIN)/buf breaking protos --against protos/released.binpb
 
+versions: $(READY)  ## run the client tests at the lowest and highest versions a peer may have, on every Python here
+	@$(BIN)/python tests/packaging/versions.py $(VERSIONS)
+
 check: lint types layers protos-fresh breaking  ## all that CI runs
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory versions VERSIONS=--ends
 	@echo "all checks passed"
 
 clean:  ## remove what the targets made; the dev service's data in .identity/ stays
-	rm -rf .venv .generator .tools .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .generator .versions .tools .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }

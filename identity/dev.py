@@ -24,11 +24,17 @@ DEFAULT_DIRECTORY = Path(".identity")
 DEFAULT_LISTEN = "127.0.0.1:50551"
 
 _SERVICE = "orders"
-_SERVICES = (_SERVICE, "billing", "stock")
+_SERVICES = {
+    _SERVICE: ("delegate", "peer"),
+    "billing": ("delegate", "peer"),
+    "stock": ("delegate", "peer"),
+    "storefront": ("front-end", "peer"),
+}
 _ROLES = (
     ("clerk", ("billing.charge", "orders.read", "stock.reserve"), "Sees and bills orders."),
     ("manager", ("orders.cancel", "orders.read"), "Sees and cancels orders."),
     ("delegate", ("identity.exchange",), "Calls other services on behalf of its own callers."),
+    ("front-end", ("identity.forward",), "Logs people in and says where they are."),
 )
 _KEY_TERMS = CredentialTerms(display_name="development", audiences=("internal",))
 
@@ -114,7 +120,7 @@ async def _create_accounts(house: House) -> dict[str, Any]:
             await house.roles.create(role, scopes, description, LOCAL_ACT)
         await accounts.create_user(admin["username"], admin["password"], ("admin",), LOCAL_ACT)
         await accounts.create_user(user["username"], user["password"], ("clerk",), LOCAL_ACT)
-        client_secrets = {name: await _create_service(accounts, name) for name in _SERVICES}
+        client_secrets = {name: await _create_service(accounts, name, roles) for name, roles in _SERVICES.items()}
         owner = AccountRef(username=user["username"])
         key = await house.credentials.create_api_key(owner, _KEY_TERMS, ApiKeyUse.BEARER, LOCAL_ACT)
     except (AccountAlreadyExists, RoleAlreadyExists):
@@ -125,8 +131,8 @@ async def _create_accounts(house: House) -> dict[str, Any]:
     return {"admin": admin, "user": user, "service": service, "client_secrets": client_secrets, "api_key": key.text}
 
 
-async def _create_service(accounts: AccountAdmin, name: str) -> str:
-    _, _, client_secret = await accounts.create_service(name, ("delegate", "peer"), LOCAL_ACT)
+async def _create_service(accounts: AccountAdmin, name: str, roles: tuple[str, ...]) -> str:
+    _, _, client_secret = await accounts.create_service(name, roles, LOCAL_ACT)
     return client_secret
 
 
@@ -147,6 +153,10 @@ The example services, from a checkout, each with its own name and secret:
   for name in stock billing orders; do
     IDENTITY_CLIENT_ID=$name IDENTITY_CLIENT_SECRET_FILE={directory}/$name.secret python -m $name.server &
   done
+
+The example front end, to log in to as alice on http://localhost:8000:
+
+  IDENTITY_CLIENT_ID=storefront IDENTITY_CLIENT_SECRET_FILE={directory}/storefront.secret python -m storefront.server &
 
 As the admin, with grpcurl or with buf:
 

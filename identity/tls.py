@@ -70,10 +70,18 @@ class ClientAuthorityFile:
 
 def _policy(authorities: list[x509.Certificate], now: datetime.datetime) -> PolicyBuilder:
     # Which names a certificate bears is ours to judge, and TLS has judged the chain; what is asked here is who vouches
-    # for it today. Private authorities rarely keep to the rules of the public web: only what makes one is demanded.
-    issuing = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
+    # for it today. Of an authority nothing is asked but that it is one: `openssl req -x509` gives it no key usage, and
+    # the rules of the public web refuse that.
+    anything = ExtensionPolicy.permit_all()
+    authority = anything.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _must_be_ca)
+    authority = authority.may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _must_sign)
     builder = PolicyBuilder().store(Store(authorities)).time(now)
-    return builder.extension_policies(ca_policy=issuing, ee_policy=ExtensionPolicy.permit_all())
+    return builder.extension_policies(ca_policy=authority, ee_policy=anything)
+
+
+def _must_sign(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("its key does not sign certificates")
 
 
 def _must_be_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from identity.config import Settings
-from identity.server import Server
-from identity.storage.sealing import MasterKey
 from tests.clients.issuer import FixedClock, Issuer
 from tests.requirements_report import RequirementsReport
-from tests.rpc.api import Api, MakeSettings, prepare
+
+if TYPE_CHECKING:  # the tests of the client library run where no server is installed, too
+    from identity.config import Settings
+    from tests.rpc.api import Api, MakeSettings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +38,9 @@ def issuer(clock: FixedClock) -> Issuer:
 @pytest.fixture
 def make_settings(tmp_path: Path) -> MakeSettings:
     """Settings for a throw-away server with cheap hashes."""
+    from identity.config import Settings
+    from identity.storage.sealing import MasterKey
+
     key_file = tmp_path / "master.key"
     MasterKey.generate(key_file)
 
@@ -56,8 +60,32 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 
 @pytest.fixture
+def server_clock() -> FixedClock:
+    """Tests move its wall time alone: the server's own trust state stays fresh."""
+    return FixedClock()
+
+
+@pytest.fixture
+async def timed_api(make_settings: MakeSettings, server_clock: FixedClock) -> AsyncIterator[Api]:
+    """A running server whose admin is `root`, and whose time stands still until the test moves it."""
+    from identity.server import Server
+    from tests.rpc.api import Api, prepare
+
+    server = Server(make_settings(), server_clock)
+    api = Api(server, await server.start())
+    assert server.house is not None
+    await prepare(server.house)
+    yield api
+    await api.channel.close()
+    await server.stop()
+
+
+@pytest.fixture
 async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
     """A running server whose admin is `root`."""
+    from identity.server import Server
+    from tests.rpc.api import Api, prepare
+
     server = Server(make_settings())
     api = Api(server, await server.start())
     assert server.house is not None

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from identity_client.principal import NoPrincipal, Principal, current_principal, find_principal
     from identity_client.sync.guard import Guard
     from identity_client.sync.identity import Identity
+    from identity_client.tls_files import TlsFiles
+    from identity_client.trust.metrics import TrustMetrics
 
 _HOMES = {
     "ConfigurationError": "identity_client.aio.environment",
@@ -38,6 +40,8 @@ _HOMES = {
     "Rule": "identity_client.access.rules",
     "RuleError": "identity_client.access.rules",
     "StartError": "identity_client.aio.identity",
+    "TlsFiles": "identity_client.tls_files",
+    "TrustMetrics": "identity_client.trust.metrics",
     "current_principal": "identity_client.principal",
     "find_principal": "identity_client.principal",
 }
@@ -56,6 +60,8 @@ __all__ = [
     "Rule",
     "RuleError",
     "StartError",
+    "TlsFiles",
+    "TrustMetrics",
     "current_principal",
     "find_principal",
 ]

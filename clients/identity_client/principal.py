@@ -94,7 +94,7 @@ class Principal:
 
     @property
     def expire_time(self) -> int:
-        """When the access token, session or API key expires, in Unix seconds (exp)."""
+        """When the access token, session or API key expires, in Unix seconds (exp); NO_END for a key without an end."""
         return self.claims.expire_time
 
     @property

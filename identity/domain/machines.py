@@ -9,6 +9,7 @@ import datetime
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
+from identity import failpoints
 from identity_client.clock import Clock
 from identity_client.errors import BadCredentials, InvalidRequest, TokenMalformed, TokenTooLarge
 from identity_client.tokens import opaque
@@ -104,6 +105,7 @@ class MachineAuthenticator:
         def admit(snapshot: GrantSnapshot) -> None:
             self._minter.check_budget(proved.bound(snapshot))
 
+        await failpoints.reach("machine_login.before_write")
         return self._minter.issue(proved.bound(await self._credentials.use(use, admit, action, act)))
 
     async def _prove_secret(self, grant_id: str, secret: bytes, username: str) -> _Proved:

@@ -97,6 +97,8 @@ def _forwarded(ip_address: str) -> str:
     if principal is None or FORWARD_SCOPE not in principal.scopes:
         raise PermissionMissing(f"client_info.ip_address is taken from callers with the scope {FORWARD_SCOPE} alone.")
     try:
+        if "%" in ip_address:
+            raise ValueError("a zone is any text, and means something on one machine alone")
         return str(ipaddress.ip_address(ip_address))
     except ValueError:
         raise InvalidRequest("an IPv4 or IPv6 address", "client_info.ip_address") from None

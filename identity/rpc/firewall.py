@@ -55,8 +55,12 @@ def _wrap(handler: Any, method: str) -> _Handler:
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary, method), _firm(handler.request_deserializer), handler.response_serializer
         )
-    return grpc.stream_stream_rpc_method_handler(  # reflection, and the guard's refusals
-        _streaming(handler.stream_stream or handler.stream_unary, method),
+    if not handler.response_streaming:  # the guard's: refusals, and callers whose token is bound to a certificate
+        return grpc.stream_unary_rpc_method_handler(
+            _unary(handler.stream_unary, method), _firm(handler.request_deserializer), handler.response_serializer
+        )
+    return grpc.stream_stream_rpc_method_handler(  # reflection
+        _streaming(handler.stream_stream, method),
         _firm(handler.request_deserializer),
         handler.response_serializer,
     )

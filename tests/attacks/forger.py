@@ -46,7 +46,7 @@ class Forger:
 
     def sign(self, header: Any, payload: Any) -> str:
         """Signed with the real key, whatever it says. Bytes are taken as they are, the rest is written as JSON."""
-        return self.sign_with(self.issuer._private_key, header, payload)
+        return self.sign_with(self.issuer.key.private_key, header, payload)
 
     def sign_with(self, key: ec.EllipticCurvePrivateKey, header: Any, payload: Any) -> str:
         """The same with another key."""

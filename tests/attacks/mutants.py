@@ -225,7 +225,7 @@ def _numbers(change: Callable[[int, int], tuple[int, int]]) -> Mutant:
 
 def _der(forger: Forger) -> str:
     signing_input = forger.good().rpartition(".")[0]
-    return f"{signing_input}.{base64url(der_signature(forger.issuer._private_key, signing_input.encode()))}"
+    return f"{signing_input}.{base64url(der_signature(forger.issuer.key.private_key, signing_input.encode()))}"
 
 
 def _flipped(forger: Forger) -> str:
@@ -260,7 +260,7 @@ SIGNATURE |= {
     "a flipped bit": _flipped,
     "another token's": lambda f: f.good().rpartition(".")[0] + "." + f.good().rpartition(".")[2],
     "over the payload alone": lambda f: (
-        f.good().rpartition(".")[0] + "." + f.sign_with(f.issuer._private_key, b"{}", f.payload()).rpartition(".")[2]
+        f.good().rpartition(".")[0] + "." + f.sign_with(f.issuer.key.private_key, b"{}", f.payload()).rpartition(".")[2]
     ),
     "a payload changed after signing": lambda f: ".".join(
         (f.good().split(".")[0], base64url(as_bytes(f.payload() | {"roles": ["admin"]})), f.good().split(".")[2])

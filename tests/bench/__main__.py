@@ -13,7 +13,7 @@ from importlib import import_module
 
 from tests.bench.harness import Figure, write
 
-BENCHES = ("verify", "revocations", "peer")
+BENCHES = ("verify", "revocations", "peer", "guards", "introspection", "sessions")
 
 
 def main() -> int:

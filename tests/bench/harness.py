@@ -87,12 +87,19 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """How long *work* has a core, once: for what only computes, in this thread."""
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
 def in_turns(rounds: int, *works: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each work, round by round (A B C, A B C): what slows the machine down slows all of them."""
+    """CPU seconds of each work, round by round (A B C, A B C): what slows the machine down slows all of them."""
     taken: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for work, times in zip(works, taken, strict=True):
-            times.append(seconds(work))
+            times.append(cpu_seconds(work))
     return taken
 
 

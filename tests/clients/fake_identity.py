@@ -19,6 +19,7 @@ from identity.v1 import (
     trust_pb2_grpc,
 )
 from identity_client.tokens import opaque
+from identity_client.tokens.claims import NO_END
 from identity_client.trust import wire
 from identity_client.trust.entries import Entry
 from identity_client.trust.state import TrustState
@@ -120,7 +121,8 @@ class FakeIdentity(
             certificate_thumbprint=claims.certificate_thumbprint,
         )
         answer.issue_time.FromSeconds(claims.issue_time)
-        answer.expire_time.FromSeconds(claims.expire_time)
+        if claims.expire_time != NO_END:
+            answer.expire_time.FromSeconds(claims.expire_time)
         if claims.authentication_time is not None:
             answer.authentication_time.FromSeconds(claims.authentication_time)
         self.grants[raw_token] = answer
@@ -201,9 +203,10 @@ class FakeIdentity(
             await context.abort(self.refusal, "The token was revoked: log in again.")
         queue: asyncio.Queue[Any] = asyncio.Queue()
         self._streams.append(queue)
+        opening = self._opening(request)  # of this very moment: whatever comes later is queued
         try:
             yield trust_pb2.WatchTrustResponse(keys=wire.key_set_message(ISSUER, self.keys))
-            for event in self._opening(request):
+            for event in opening:
                 yield event
             await self.admits_watchers.wait()
             async for event in self._following(queue):
@@ -215,7 +218,7 @@ class FakeIdentity(
                 self._streams.remove(queue)
 
     def _opening(self, request: Any) -> list[trust_pb2.WatchTrustResponse]:
-        """The changes since the resume point (nothing changes between streams in these tests), or a snapshot."""
+        """Nothing where the resume point is where we are, or a snapshot."""
         is_held = (request.epoch, request.version) == (self.state.epoch, self.state.version)
         if not self.sends_snapshots or (is_held and self.resumes_streams):
             return []

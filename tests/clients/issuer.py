@@ -1,43 +1,29 @@
-"""What the tests sign with: a real P-256 key, real tokens, clocks that stand still until they are told."""
+"""What the project's own tests sign with: claims of any kind, sensible or not. Peers' tests have
+`identity_client.testing`, from which keys and clock come here, too."""
 
 from __future__ import annotations
 
-import base64
 import secrets
-from dataclasses import dataclass
+import time
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-from identity_client.tokens import compact, opaque
+from identity_client.testing.clock import FixedClock
+from identity_client.testing.signing import SigningKey, new_id
+from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
-from identity_client.tokens.keys import PublicKey
-from identity_client.trust.entries import id_text
+
+__all__ = ["ISSUER", "FixedClock", "Issuer", "RunningClock", "bearer", "new_id", "opaque_text"]
 
 ISSUER = "https://identity.test"
 
 
-@dataclass
-class FixedClock:
-    """Stands still; tests move it."""
-
-    wall: float = 1_900_000_000.0
-    steady: float = 1_000.0
+class RunningClock(FixedClock):
+    """The machine's time, for a fake service whose peers live in processes of their own."""
 
     def now(self) -> float:
-        return self.wall
+        return time.time()
 
     def monotonic(self) -> float:
-        return self.steady
-
-    def advance(self, seconds: float) -> None:
-        self.wall += seconds
-        self.steady += seconds
-
-
-def new_id() -> str:
-    return id_text(secrets.token_bytes(16))
+        return time.monotonic()
 
 
 class Issuer:
@@ -45,9 +31,9 @@ class Issuer:
 
     def __init__(self, clock: FixedClock) -> None:
         self._clock = clock
-        self._private_key = ec.generate_private_key(ec.SECP256R1())
-        numbers = self._private_key.public_key().public_numbers()
-        self.public_key = PublicKey.from_coordinates(numbers.x.to_bytes(32, "big"), numbers.y.to_bytes(32, "big"))
+        self.key = SigningKey()
+        self.public_key = self.key.public_key
+        self.sign = self.key.sign
 
     def claims(self, lifetime_seconds: int = 600, **changes: object) -> Claims:
         """A user's claims, with *changes*."""
@@ -67,13 +53,6 @@ class Issuer:
             roles=("clerk",),
         )
         return claims._replace(**changes)  # type: ignore[arg-type]
-
-    def sign(self, claims: Claims) -> str:
-        """The token's text."""
-        signing_input = compact.signing_input(claims)
-        r, s = decode_dss_signature(self._private_key.sign(signing_input, ec.ECDSA(hashes.SHA256())))
-        signature = compact.low_s(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
-        return f"{signing_input.decode()}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
     def mint(self, **changes: object) -> str:
         """A token of a user with the role clerk for the group `internal`, with *changes*."""

@@ -194,7 +194,7 @@ class ShapePeer:
         table = self.handlers.table(is_sync or isinstance(guard, ThreadedGuard))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, table),))
         self._credentials = credentials
-        self._port = (
+        self.port = (
             self._server.add_secure_port("localhost:0", credentials[0])
             if credentials
             else self._server.add_insecure_port("127.0.0.1:0")
@@ -211,7 +211,7 @@ class ShapePeer:
     def connect(self, credentials: grpc.ChannelCredentials | None = None) -> Client:
         """A client, with the peer's own credentials or others."""
         chosen = credentials or (self._credentials[1] if self._credentials else None)
-        return Client(f"{'localhost' if chosen else '127.0.0.1'}:{self._port}", chosen)
+        return Client(f"{'localhost' if chosen else '127.0.0.1'}:{self.port}", chosen)
 
     async def __aexit__(self, *_: object) -> None:
         self.handlers.released.set()

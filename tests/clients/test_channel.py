@@ -183,6 +183,26 @@ def logins_of(database: Path, account_id: str) -> int:
         return int(connection.execute(query, (account_id,)).fetchone()[0])
 
 
+@pytest.mark.requirement("R73")
+async def test_a_users_program_logs_in_once_and_never_thinks_of_tokens_again(town: Town) -> None:
+    orders = await town.connect("orders")
+    address = await town.serve("orders", orders, tell)
+    service = aio.Endpoints(Connection(town.api.address))
+    session = aio.logins.Session(service, aio.logins.Wish("orders"), username="alice", password="a long enough secret")
+    source = aio.TokenSource(session.obtain)
+    async with grpc.aio.insecure_channel(address, interceptors=aio.interceptors(lambda: source, "orders")) as channel:
+        first = await call(channel, "orders")
+        request = account_pb2.SetRolesRequest(username="alice", roles=["worker", "clerk"])
+        await town.api.accounts.SetRoles(request, metadata=await town.api.admin())
+        assert await call(channel, "orders") == first
+    await service.close()
+
+
+def test_a_service_needs_something_to_log_in_with(api: Api) -> None:
+    with pytest.raises(ConfigurationError):
+        aio.Identity(Connection(api.address, "orders"))
+
+
 async def test_a_refusal_that_a_handler_passes_on_repeats_nothing(town: Town) -> None:
     orders, stock = await town.connect("orders"), await town.connect("stock")
     runs = 0

@@ -12,7 +12,7 @@ from identity_client.tokens.claims import Claims
 from identity_client.tokens.opaque import Kind
 from identity_client.trust.entries import Entry, EntryKind
 from identity_client.trust.state import TrustState
-from tests.clients.issuer import FixedClock, Issuer, opaque_text
+from tests.clients.issuer import FixedClock, Issuer, new_id, opaque_text
 from tests.clients.shapes import until
 
 
@@ -167,6 +167,15 @@ async def test_a_revoked_grant_is_dead_at_once_without_asking(
     with pytest.raises(TokenRevoked):
         await introspections.introspect(TEXT, False)
     assert len(service.asked) == 1
+
+
+async def test_revoked_tokens_and_keys_do_not_concern_an_opaque_text(
+    introspections: Introspections, trust: TrustState, clock: FixedClock
+) -> None:
+    expire_time = int(clock.now()) + 1_200
+    trust.apply(1, 2, [Entry(EntryKind.TOKEN, new_id(), expire_time), Entry(EntryKind.KEY, "k" * 43, expire_time)])
+    for _ in range(2):
+        assert (await introspections.introspect(TEXT, False)).token_id == ""
 
 
 @pytest.mark.parametrize("kind", [EntryKind.ACCOUNT, EntryKind.ROLE])

@@ -426,9 +426,10 @@ def test_a_module_without_options_is_completed_by_a_table_and_health_is_open_unl
 ) -> None:
     from grpc_health.v1 import health_pb2
 
-    check, watch, listing = (f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch", "List"))
+    check = "/grpc.health.v1.Health/Check"
     admin = Rule(scopes=frozenset({"identity.admin"}))
-    table = {check: admin, watch: admin, listing: admin}
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    table = {f"/grpc.health.v1.Health/{method.name}": admin for method in health.methods}  # List is not in old versions
     closed = make_judge("orders", (health_pb2,), trust=trust, clock=clock, rules=table)
     assert closed.rules.find(check) == admin
     opened = make_judge("orders", (account_pb2,), trust=trust, clock=clock)

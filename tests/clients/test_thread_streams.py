@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from identity_client.errors import TokenRevoked
 from identity_client.principal import Principal
-from identity_client.sync.streams import ThreadStream
+from identity_client.sync.streams import HandlerThreads, ThreadStream
 from tests.clients.issuer import Issuer
 
 
 @pytest.fixture
 def stream(issuer: Issuer) -> ThreadStream:
-    return ThreadStream("/a.B/C", Principal(issuer.claims(), "a token"), None)
+    return ThreadStream("/a.B/C", Principal(issuer.claims(), "a token"), None, HandlerThreads())
 
 
 class Handler:
@@ -122,3 +123,32 @@ def test_requests_that_break_off_by_themselves_say_why(stream: ThreadStream) -> 
 
     with pytest.raises(RuntimeError, match="cancelled"):
         list(stream.requests(requests()))
+
+
+def test_a_few_threads_are_kept_for_later_calls_and_the_rest_end() -> None:
+    threads, gate = HandlerThreads(idle_count=2), threading.Event()
+    running = [threading.Event() for _ in range(5)]
+    served: list[int] = []
+
+    def work(number: int) -> None:
+        served.append(threading.get_ident())
+        running[number].set()
+        gate.wait(10)
+
+    for number in range(5):
+        threads.run(partial(work, number))
+    assert all(event.wait(10) for event in running)
+    assert len(set(served)) == 5  # none waits for another
+    gate.set()
+    kept = [thread for thread in threading.enumerate() if thread.ident in served]
+    while len(kept := [thread for thread in kept if thread.is_alive()]) > 2:
+        kept[-1].join(0.01)
+    again = threading.Event()
+
+    def work_again() -> None:
+        served.append(threading.get_ident())
+        again.set()
+
+    threads.run(work_again)
+    assert again.wait(10)
+    assert served[-1] in served[:5]

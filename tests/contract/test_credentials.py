@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from identity.domain.grants import ApiKeyUse, CredentialTerms, CredentialUse, GrantKind, UsedAssertion
+from identity.domain.grants import ApiKeyUse, CredentialTerms, CredentialUse, GrantKind, NewCredential, UsedAssertion
 from identity.domain.refusals import Cause, Rejected
 from identity.domain.values import EndReason, RoleChange
 from identity.storage.database import Stores, open_stores
@@ -106,11 +106,13 @@ async def test_no_credential_without_its_account(stores: Stores) -> None:
 
 
 async def test_only_an_admin_creates_and_ends_credentials(stores: Stores, tmp_path: Path) -> None:
-    _, grant_id = await create_service(stores)
+    service, grant_id = await create_service(stores)
     act = act_of(await log_in(stores, await create_user(stores)))
     before = dump(tmp_path)
     with pytest.raises(PermissionMissing):
         await stores.grants.end_credential(grant_id, EndReason.REVOKED, "", act)
+    with pytest.raises(PermissionMissing):
+        await stores.credentials.create(by_id(service.account_id), NewCredential(new_id(), GrantKind.API_KEY), act)
     assert dump(tmp_path) == before
 
 

@@ -19,6 +19,7 @@ from identity_client.access.rules import Rule, Rules
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError, TokenOutdated, TokenRevoked, TrustStale
 from identity_client.tokens.verifier import Verifier
+from identity_client.trust.metrics import TrustMetrics
 from tests.faults.mangler import Mangler
 from tests.faults.proxy import Proxy
 from tests.rpc.api import Api
@@ -207,3 +208,38 @@ def verdict(peer: Peer, token: str) -> str:
         return stale.reason
     except IdentityError as other:
         return other.reason
+
+
+class Ends(TrustMetrics):
+    """Keeps why streams ended."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def stream_ended(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("identity.feed.hub.HEARTBEAT_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick_beats")
+async def test_a_peer_waits_for_its_turn_longer_than_it_would_bear_silence(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("identity_client.aio.stream.SILENCE_SECONDS", 0.5)
+    assert api.server.house is not None
+    hub, ends = api.server.house.hub, Ends()
+    service = await api.create_service("orders", "peer")
+    identity = aio.Identity(aio.Connection(api.address, "orders", service.client_secret), metrics=ends)
+    async with AsyncExitStack() as turns:
+        for _ in range(4):
+            await turns.enter_async_context(hub._turns)
+        entering = asyncio.ensure_future(identity.__aenter__())
+        await asyncio.sleep(1.5)  # three times the silence it would bear
+        assert not entering.done()
+    await entering
+    assert ends.reasons == []
+    await identity.__aexit__(None, None, None)

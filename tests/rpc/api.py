@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from identity.config import Settings
 from identity.house import LOCAL_ACT, House
@@ -16,10 +18,13 @@ from identity.v1 import (
     audit_pb2_grpc,
     authentication_pb2,
     authentication_pb2_grpc,
+    credential_pb2,
     credential_pb2_grpc,
     revocation_pb2_grpc,
+    role_pb2,
     role_pb2_grpc,
     session_pb2_grpc,
+    token_pb2,
     token_pb2_grpc,
     trust_pb2_grpc,
 )
@@ -64,10 +69,14 @@ class Api:
 
     server: Server
     address: str
+    secure_by: grpc.ChannelCredentials | None = None
     channel: grpc.aio.Channel = field(init=False)
 
     def __post_init__(self) -> None:
-        self.channel = grpc.aio.insecure_channel(self.address)
+        if self.secure_by is None:
+            self.channel = grpc.aio.insecure_channel(self.address)
+        else:
+            self.channel = grpc.aio.secure_channel(self.address, self.secure_by)
         self.authentication = authentication_pb2_grpc.AuthenticationServiceStub(self.channel)
         self.tokens = token_pb2_grpc.TokenServiceStub(self.channel)
         self.trust = trust_pb2_grpc.TrustServiceStub(self.channel)
@@ -100,6 +109,68 @@ class Api:
             )
         )
         return response.access
+
+    async def authenticate(self, **fields: Any) -> authentication_pb2.AuthenticateResponse:
+        """Authenticate by whatever credential *fields* name."""
+        request = authentication_pb2.AuthenticateRequest(**fields)
+        return await self.authentication.Authenticate(request)
+
+    async def open_session(
+        self, username: str, *audiences: str, password: str = USER_PASSWORD
+    ) -> authentication_pb2.SessionGrant:
+        """A session token for *audiences*, or the default group."""
+        credential = authentication_pb2.PasswordCredential(username=username, password=password)
+        kind = authentication_pb2.GRANT_TYPE_SESSION
+        return (await self.authenticate(password=credential, grant_type=kind, audiences=audiences)).session
+
+    async def create_api_key(
+        self,
+        username: str,
+        *audiences: str,
+        use: credential_pb2.ApiKeyUse.ValueType = credential_pb2.API_KEY_USE_BEARER,
+        **terms: Any,
+    ) -> credential_pb2.CreateApiKeyResponse:
+        request = credential_pb2.CreateApiKeyRequest(
+            username=username, use=use, terms=credential_pb2.CredentialTerms(audiences=audiences, **terms)
+        )
+        return await self.credentials.CreateApiKey(request, metadata=await self.admin())
+
+    async def create_client_secret(self, username: str, **terms: Any) -> credential_pb2.CreateClientSecretResponse:
+        request = credential_pb2.CreateClientSecretRequest(
+            username=username, terms=credential_pb2.CredentialTerms(**terms)
+        )
+        return await self.credentials.CreateClientSecret(request, metadata=await self.admin())
+
+    async def create_public_key(self, username: str, pem: str, **terms: Any) -> credential_pb2.Credential:
+        request = credential_pb2.CreatePublicKeyRequest(
+            username=username, public_key_pem=pem, terms=credential_pb2.CredentialTerms(**terms)
+        )
+        return (await self.credentials.CreatePublicKey(request, metadata=await self.admin())).credential
+
+    async def revoke_credential(self, credential_id: str) -> int:
+        request = credential_pb2.RevokeCredentialRequest(credential_id=credential_id, reason="test")
+        return (await self.credentials.RevokeCredential(request, metadata=await self.admin())).ended_grant_count
+
+    async def create_role(self, name: str, *scopes: str) -> None:
+        request = role_pb2.CreateRoleRequest(name=name, scopes=scopes)
+        await self.roles.CreateRole(request, metadata=await self.admin())
+
+    async def set_scopes(self, name: str, *scopes: str) -> None:
+        role, mask = role_pb2.Role(name=name, scopes=scopes), FieldMask(paths=["scopes"])
+        await self.roles.UpdateRole(
+            role_pb2.UpdateRoleRequest(role=role, update_mask=mask), metadata=await self.admin()
+        )
+
+    async def introspect(self, token: str, peer: Metadata) -> token_pb2.IntrospectResponse:
+        return await self.tokens.Introspect(token_pb2.IntrospectRequest(token=token), metadata=peer)
+
+    async def refresh(self, token: str) -> authentication_pb2.TokenSet:
+        return (await self.tokens.Refresh(token_pb2.RefreshRequest(refresh_token=token))).tokens
+
+    async def peer(self, name: str = "orders", *more_roles: str) -> Metadata:
+        """The credentials of a new service that may introspect."""
+        service = await self.create_service(name, "peer", *more_roles)
+        return bearer((await self.login_service(name, service.client_secret)).access_token)
 
     async def admin(self) -> Metadata:
         return bearer((await self.login("root", ADMIN_PASSWORD, audience="identity")).access_token)

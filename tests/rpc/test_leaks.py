@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from identity import signing
-from identity.v1 import account_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2
+from identity.v1 import account_pb2, audit_pb2, authentication_pb2, revocation_pb2, token_pb2, trust_pb2
 from identity_client.tokens import opaque
 from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, Metadata, bearer
 
@@ -59,6 +59,23 @@ async def test_no_secret_leaves_through_logs_errors_trailers_or_the_database(
             assert form not in database, f"{name} stands in the database"
             assert form.decode("latin-1") not in log_text, f"{name} stands in a log line"
             assert not any(form in answer for answer in answers), f"{name} stands in an error or a trailer"
+
+
+@pytest.mark.requirement("R62")
+async def test_no_secret_stands_in_the_audit_log(api: Api) -> None:
+    secrets, _ = await tell_every_rpc(api)
+    request = audit_pb2.ListAuditEventsRequest(page_size=200)
+    log = b""
+    while True:
+        page = await api.audit.ListAuditEvents(request, metadata=await api.admin())
+        log += page.SerializeToString()
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert log.count(b"session.open") > 8
+    for name, secret in secrets.items():
+        for form in forms(secret):
+            assert form not in log, f"{name} stands in the audit log"
 
 
 def forms(secret: str | bytes) -> set[bytes]:
@@ -137,6 +154,11 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
         (api.accounts.GetAccount, account_pb2.GetAccountRequest(username=text[:100])),
         (api.accounts.SetRoles, account_pb2.SetRolesRequest(username="canary", roles=[text])),
         (api.accounts.ListAccounts, account_pb2.ListAccountsRequest(page_token=text)),
+        *(
+            (api.audit.ListAuditEvents, audit_pb2.ListAuditEventsRequest(filter=wanted))
+            for wanted in filters(text[:100])
+        ),
+        (api.audit.ListAuditEvents, audit_pb2.ListAuditEventsRequest(page_token=text)),
         (api.revocations.RevokeGrant, revocation_pb2.RevokeGrantRequest(grant_id=text)),
         (api.revocations.RevokeAccount, revocation_pb2.RevokeAccountRequest(username=text[:100])),
     ]
@@ -145,6 +167,14 @@ def everywhere(api: Api, text: str, callers: list[Metadata]) -> list[asyncio.Tas
         for method, request in calls
         for metadata in callers[:3]
     ] + [asyncio.ensure_future(answer_of(api.trust.GetKeys(trust_pb2.GetKeysRequest(), metadata=m))) for m in callers]
+
+
+def filters(text: str) -> Iterator[audit_pb2.AuditFilter]:
+    """The text in each field of a filter."""
+    for field in ("account_id", "username", "action_prefix", "outcome", "grant_id", "origin", "request_id"):
+        wanted = audit_pb2.AuditFilter()
+        setattr(wanted, field, text)
+        yield wanted
 
 
 def takers(api: Api, text: str, admin: Metadata) -> Iterator[Any]:

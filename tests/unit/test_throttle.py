@@ -24,8 +24,9 @@ def hammered(limit: Limit, span_ms: int, now_ms: int = NOW, bucket: Bucket = EMP
 
     -> when the attempts were let through, and the bucket then.
     """
-    times, end = [], now_ms + span_ms
-    while now_ms <= end:
+    times: list[int] = []
+    end = now_ms + span_ms
+    while now_ms <= end and len(times) < 1_000:
         if wait := bucket.wait_ms(limit, now_ms):
             now_ms += wait
             continue
@@ -110,6 +111,14 @@ def test_a_clock_set_back_opens_a_full_bucket_for_one_attempt_and_no_more(jump: 
     now = NOW + HOUR + jump
     assert bucket.wait_ms(NAME, now) == 0
     assert bucket.counted(NAME, now).wait_ms(NAME, now) == NAME.interval_ms
+
+
+@pytest.mark.requirement("R51")
+def test_failures_counted_before_a_clock_was_set_back_are_forgotten_as_if_they_were_new() -> None:
+    _, bucket = hammered(NAME, HOUR)
+    now = NOW - 1_000 * HOUR
+    times, _ = hammered(NAME, 0, now + NAME.longest_debt_ms, bucket.counted(NAME, now))
+    assert len(times) == NAME.free
 
 
 @pytest.mark.requirement("R51")

@@ -151,10 +151,14 @@ class Judge:
 
 def _bearer(metadata: Metadata) -> str | None:
     """The text after `Bearer `; None without an authorization entry. Raises CredentialsMalformed."""
-    values = [value for key, value in metadata if key == _KEY]
-    if not values:
+    found = None
+    for key, value in metadata:
+        if key == _KEY:
+            if found is not None or not isinstance(value, str):
+                raise CredentialsMalformed()
+            found = value
+    if found is None:
         return None
-    [value, *others] = values
-    if others or not isinstance(value, str) or value[: len(_SCHEME)].lower() != _SCHEME:
+    if found[: len(_SCHEME)].lower() != _SCHEME:
         raise CredentialsMalformed()
-    return value[len(_SCHEME) :]
+    return found[len(_SCHEME) :]

@@ -26,12 +26,12 @@ class Connection:
 
     *address* is host:port (or unix:path), or several of them, separated by commas, of one service: the next is tried
     when one fails. With *tls* the connection is TLS; without, plain text, which is admitted to a loopback address only,
-    unless *is_insecure_allowed*. Without a *client_secret* we log in by the client certificate of *tls*.
-    Raises: ConfigurationError.
+    unless *is_insecure_allowed*. A service logs in by *client_id* and *client_secret*, or by the client certificate of
+    *tls*; where people log in, neither is needed. Raises: ConfigurationError.
     """
 
     address: str
-    client_id: str
+    client_id: str = ""
     client_secret: str = field(default="", repr=False)
     tls: TlsFiles | None = None
     is_insecure_allowed: bool = False
@@ -39,9 +39,12 @@ class Connection:
     def __post_init__(self) -> None:
         if not all(self.addresses):
             raise ConfigurationError([f"IDENTITY_ADDRESS: {self.address!r} names an empty address: remove a comma"])
+        self.check_plain_text(*self.addresses)
+
+    def check_service(self) -> None:
+        """Raises ConfigurationError: a service could not log in with this."""
         if not self.client_secret and not (self.tls and self.tls.certificate_file):
             raise ConfigurationError(["a client secret is needed, or a client certificate"])
-        self.check_plain_text(*self.addresses)
 
     @property
     def addresses(self) -> tuple[str, ...]:

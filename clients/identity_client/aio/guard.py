@@ -21,6 +21,7 @@ from identity_client.aio.streams import Sweeper
 from identity_client.errors import IdentityError, Internal, TokenMalformed
 from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, SyncBinding
+from identity_client.sync.streams import HandlerThreads
 from identity_client.tokens.claims import Claims
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ class Guard(grpc.aio.ServerInterceptor):
     like any token; without it opaque bearers are refused as malformed. *on_unknown_key* is told of a token whose key is
     not held; it must not block. A method that the server has not registered stays UNIMPLEMENTED, and whatever a handler
     raises passes untouched.
+
+    A call that streams is ended when its token no longer holds: an asynchronous handler is cancelled where it waits; of
+    a synchronous one `identity_client.sync.guard.Guard` says what can be done. A stream on a session ends when the
+    session would have expired as of the stream's beginning: streaming is no use that prolongs it.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
         self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper: Sweeper | None = None
+        self._threads = HandlerThreads()
         self._bindings: dict[str, tuple[Handler[Any, Any], AsyncBinding | SyncBinding]] = {}
 
     @property
@@ -121,8 +127,14 @@ class Guard(grpc.aio.ServerInterceptor):
             self._sweeper = Sweeper(self._watch, asyncio.get_running_loop())
         if is_async(handler):
             return AsyncBinding(method, handler, sweeper=self._sweeper, refuse=self._abort)
-        wake = self._sweeper.wake_from_thread
-        return SyncBinding(method, handler, watch=self._watch, wake=wake, refuse=self._abort_from_thread)
+        return SyncBinding(
+            method,
+            handler,
+            watch=self._watch,
+            wake=self._sweeper.wake_from_thread,
+            threads=self._threads,
+            refuse=self._abort_from_thread,
+        )
 
     def _refused(self, method: str, handler: Handler[Any, Any], error: IdentityError) -> Handler[Any, Any]:
         self._gate.refused(method, error)

@@ -66,6 +66,7 @@ class Identity:
         ready_staleness_seconds: float = 30.0,
         metrics: TrustMetrics | None = None,
     ) -> None:
+        connection.check_service()
         self._connection = connection
         self._clock = clock or SystemClock()
         self._start_timeout_seconds = start_timeout_seconds
@@ -115,6 +116,21 @@ class Identity:
     def is_ready(self) -> bool:
         """Whether keys and a whole snapshot are held; until then no call is admitted."""
         return self.trust.is_ready
+
+    @property
+    def clock(self) -> Clock:
+        """What everything that hangs off this connection tells the time by."""
+        return self._clock
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the identity service itself is; open between entering and leaving."""
+        return self._endpoints
+
+    @property
+    def tokens(self) -> TokenSource:
+        """Our own access token for the identity service."""
+        return self._tokens
 
     def guard(
         self,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from identity_client.clock import Clock
+from identity_client.clock import Clock, SystemClock
 from identity_client.errors import IdentityError, RetryLater
 
 IDENTITY_AUDIENCE = "identity"
@@ -42,13 +42,14 @@ class TokenSource:
 
     From 70-80 % of its lifetime on (a share drawn for each token, so that a fleet does not renew in step) a token is
     renewed in the background, and handed out meanwhile: nobody waits. While the service is down it goes on being handed
-    out until it expires. There is one renewal in flight at a time; RetryInfo says when the next may be.
+    out until it expires. There is one renewal in flight at a time; RetryInfo says when the next may be. *name* is for
+    the log.
     """
 
-    def __init__(self, obtain: Obtain, *, name: str, clock: Clock) -> None:
+    def __init__(self, obtain: Obtain, *, name: str = "the caller", clock: Clock | None = None) -> None:
         self._obtain = obtain
         self._name = name
-        self._clock = clock
+        self._clock = clock or SystemClock()
         self._held: AccessToken | None = None
         self._renew_time = 0.0
         self._renewal: asyncio.Task[AccessToken] | None = None

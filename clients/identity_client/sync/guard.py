@@ -17,7 +17,7 @@ from identity_client.access.streams import Watch
 from identity_client.errors import IdentityError, Internal, TokenMalformed
 from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, Prelude, SyncBinding
-from identity_client.sync.streams import Sweeper
+from identity_client.sync.streams import HandlerThreads, Sweeper
 from identity_client.tokens.claims import Claims
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ class Guard(grpc.ServerInterceptor):
 
     grpc.server runs its interceptors one after the other, so nothing is waited for there: where the identity service
     must be asked, the handler's own thread asks it, before it awaits the request.
+
+    A handler that streams runs on a thread beside grpc's own, which ends the call when the caller's token no longer
+    holds. The handler cannot be interrupted: one that waits for requests is told the refusal as an exception, any other
+    is closed at its next response. One that waits for something else for ever keeps its thread, so have it wait with a
+    time limit and look at `context.is_active()`, or wake it from `context.add_callback`.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Guard(grpc.ServerInterceptor):
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
         self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper = Sweeper(self._watch)
+        self._threads = HandlerThreads()
         self._bindings: dict[str, tuple[Handler[Any, Any], SyncBinding]] = {}
 
     @property
@@ -115,7 +121,14 @@ class Guard(grpc.ServerInterceptor):
         known = self._bindings.get(method)
         if known is not None and known[0] is handler:
             return known[1]
-        binding = SyncBinding(method, handler, watch=self._watch, wake=self._sweeper.wake, refuse=self._abort)
+        binding = SyncBinding(
+            method,
+            handler,
+            watch=self._watch,
+            wake=self._sweeper.wake,
+            threads=self._threads,
+            refuse=self._abort,
+        )
         if self._judge.rules.find(method) is not None:  # their number is bounded
             self._bindings[method] = (handler, binding)
         return binding

@@ -16,7 +16,7 @@ import grpc
 from identity_client.access.streams import Watch
 from identity_client.errors import IdentityError, MalformedRequest
 from identity_client.principal import Principal, set_principal
-from identity_client.sync.streams import ThreadStream
+from identity_client.sync.streams import HandlerThreads, ThreadStream
 
 Handler = grpc.RpcMethodHandler
 Behaviour = Callable[[Any, Any], Any]
@@ -49,7 +49,14 @@ class SyncBinding:
     """A synchronous handler of one method, prepared to be run for its callers."""
 
     def __init__(
-        self, method: str, handler: Handler[Any, Any], *, watch: Watch, wake: Callable[[], None], refuse: Refuse
+        self,
+        method: str,
+        handler: Handler[Any, Any],
+        *,
+        watch: Watch,
+        wake: Callable[[], None],
+        threads: HandlerThreads,
+        refuse: Refuse,
     ) -> None:
         self._method = method
         self._handler = handler
@@ -57,6 +64,7 @@ class SyncBinding:
         self._is_long = handler.request_streaming or handler.response_streaming
         self._watch = watch
         self._wake = wake
+        self._threads = threads
         self._refuse = refuse
 
     def admit(self, principal: Principal | None) -> Handler[Any, Any]:
@@ -133,7 +141,7 @@ class SyncBinding:
         produce: Callable[[ThreadStream], Iterator[Any]],
     ) -> Iterator[Any]:
         """What the handler yields, until its caller's token no longer holds."""
-        stream = ThreadStream(self._method, principal, servicer_context)
+        stream = ThreadStream(self._method, principal, servicer_context, self._threads)
         self._watch.add(stream)
         self._wake()
         try:

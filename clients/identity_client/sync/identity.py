@@ -25,6 +25,7 @@ from identity_client.aio.behalf import FindCaller
 from identity_client.aio.endpoints import CHANNEL_OPTIONS
 from identity_client.aio.environment import Connection
 from identity_client.aio.identity import Identity as AsyncIdentity
+from identity_client.aio.readiness import OnReady
 from identity_client.aio.token_source import AccessToken, TokenSource
 from identity_client.clock import Clock, SystemClock
 from identity_client.errors import DependencyDown
@@ -34,6 +35,7 @@ from identity_client.sync.guard import Guard
 from identity_client.sync.reloading import ReloadingChannel
 from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
+from identity_client.trust.metrics import TrustMetrics
 from identity_client.trust.state import TrustState
 
 _WAIT_SECONDS = 15.0  # longer than any look-up of the asyncio twin takes
@@ -46,23 +48,46 @@ class Identity:
     Entering raises BadCredentials or another IdentityError if the service refuses us, StartError after
     *start_timeout_seconds*. Leaving ends the trust stream: guards close once *max_staleness_seconds* have passed.
     Enter it in the process that serves: after a fork neither it nor its guards can be used (ForkedError).
+
+    *on_ready* and *metrics* are those of `aio.Identity`, called on a thread of the Identity's own.
     """
 
     def __init__(
-        self, connection: Connection, *, clock: Clock | None = None, start_timeout_seconds: float = 30.0
+        self,
+        connection: Connection,
+        *,
+        clock: Clock | None = None,
+        start_timeout_seconds: float = 30.0,
+        on_ready: OnReady | None = None,
+        ready_staleness_seconds: float = 30.0,
+        metrics: TrustMetrics | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._connection = connection
-        self._twin = AsyncIdentity(connection, clock=self._clock, start_timeout_seconds=start_timeout_seconds)
+        self._twin = AsyncIdentity(
+            connection,
+            clock=self._clock,
+            start_timeout_seconds=start_timeout_seconds,
+            on_ready=on_ready,
+            ready_staleness_seconds=ready_staleness_seconds,
+            metrics=metrics,
+        )
         self._process = Process("Identity")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        on_ready: OnReady | None = None,
+        metrics: TrustMetrics | None = None,
+    ) -> Self:
         """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE.
         Raises: ConfigurationError, with every problem at once."""
-        return cls(Connection.from_env(os.environ if environ is None else environ))
+        connection = Connection.from_env(os.environ if environ is None else environ)
+        return cls(connection, on_ready=on_ready, metrics=metrics)
 
     def __enter__(self) -> Self:
         self._process.check()

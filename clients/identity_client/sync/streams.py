@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextvars import Context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -43,13 +44,40 @@ class Sweeper:
 _Answer: TypeAlias = tuple[Any] | BaseException | None  # a response; what the handler raised; nothing more comes
 
 
+class HandlerThreads:
+    """Threads for handlers: as many as there are long calls, of which at most *idle_count* are kept for later ones."""
+
+    def __init__(self, idle_count: int = 32) -> None:
+        self._idle_count = idle_count
+        self._idle: list[SimpleQueue[Callable[[], None]]] = []
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Runs *work*, which does not raise, on a thread of its own."""
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._serve, args=(inbox,), name="identity-handler", daemon=True).start()
+        inbox.put(work)
+
+    def _serve(self, inbox: SimpleQueue[Callable[[], None]]) -> None:
+        while True:
+            inbox.get()()
+            with self._lock:
+                if len(self._idle) >= self._idle_count:
+                    return
+                self._idle.append(inbox)
+
+
 class ThreadStream(OpenStream):
     """A call whose handler runs on a thread of its own, one response at a time: it never runs ahead of its caller."""
 
-    __slots__ = ("_answers", "_is_wanted")
+    __slots__ = ("_answers", "_is_wanted", "_threads")
 
-    def __init__(self, method: str, principal: Principal, context: Any) -> None:
+    def __init__(self, method: str, principal: Principal, context: Any, threads: HandlerThreads) -> None:
         super().__init__(method, principal, context)
+        self._threads = threads
         self._is_wanted: SimpleQueue[bool] = SimpleQueue()  # True: the next response; False: close
         self._answers: SimpleQueue[_Answer] = SimpleQueue()
 
@@ -61,7 +89,7 @@ class ThreadStream(OpenStream):
 
         The handler is then closed as soon as it yields or returns; where it waits for requests it is told `error`.
         """
-        threading.Thread(target=context.run, args=(self._work, produce), name="identity-handler", daemon=True).start()
+        self._threads.run(partial(context.run, self._work, produce))
         try:
             while self.error is None:
                 self._is_wanted.put(True)

@@ -25,8 +25,10 @@ SIGNATURE_BYTES = 64
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _HALF_ORDER = _ORDER // 2
+_ZERO, _ORDER_BYTES, _HALF_ORDER_BYTES = (number.to_bytes(32, "big") for number in (0, _ORDER, _HALF_ORDER))
 _OBJECTS = frozenset({"cnf", "act"})
 _PLAIN = frozenset({str, int, bool, type(None), list})
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _ES256 = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
 
@@ -90,10 +92,11 @@ def verify_es256(key: PublicKey, signing_input: bytes, signature: bytes) -> bool
 
 def is_low_s(signature: bytes) -> bool:
     """Whether r and s are in range and s is in its lower half."""
-    if len(signature) != SIGNATURE_BYTES:
-        return False
+    # Of numbers of one width, the order of the bytes is that of the numbers.
     return (
-        0 < int.from_bytes(signature[:32], "big") < _ORDER and 0 < int.from_bytes(signature[32:], "big") <= _HALF_ORDER
+        len(signature) == SIGNATURE_BYTES
+        and _ZERO < signature[:32] < _ORDER_BYTES
+        and _ZERO < signature[32:] <= _HALF_ORDER_BYTES
     )
 
 
@@ -165,4 +168,4 @@ def _decode(segment: str) -> bytes:
     """Canonical base64url: no padding, and the unused bits of the last character are zero (RFC 4648 section 3.5)."""
     if segment[-1] not in _LAST_CHARACTERS[len(segment) % 4]:
         raise TokenMalformed()
-    return binascii.a2b_base64(segment.replace("-", "+").replace("_", "/") + "==")
+    return binascii.a2b_base64(segment.encode("ascii").translate(_TO_STANDARD) + b"==")

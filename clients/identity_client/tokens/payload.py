@@ -1,4 +1,8 @@
-"""From a parsed payload to Claims: each claim by its exact type and grammar, unknown ones ignored."""
+"""From a payload to Claims: each claim by its exact type and grammar, unknown ones ignored.
+
+Most tokens have the usual claims in the order in which we write them, and one pattern proves all of that at once. It
+takes a part of what the general way takes, and reads it alike: it only saves time (tests/unit/test_payload.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from identity_client.errors import TokenMalformed
+from identity_client.tokens import compact
 from identity_client.tokens.claims import Claims
 
 MAXIMUM_ITEMS = 64
@@ -22,8 +27,46 @@ _SCOPE = re.compile(r"[!#-\[\]-~]{1,64}(?: [!#-\[\]-~]{1,64}){0,63}")  # RFC 674
 
 _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 32 bytes as canonical base64url
 
+_PLAIN_NAME = r"([!#-\[\]-~]{1,128})"  # without the two characters that JSON escapes
+_NUMBER = r"([1-9][0-9]{0,14})"
+_USUAL_ID = rf'"({_ID.pattern})"'
+_USUAL = re.compile(
+    rf'\{{"iss":"([!#-\[\]-~]{{1,512}})","sub":"{_PLAIN_NAME}","aud":"{_PLAIN_NAME}"'
+    rf',"exp":{_NUMBER},"iat":{_NUMBER},"jti":{_USUAL_ID},"client_id":"{_PLAIN_NAME}"'
+    rf',"sid":{_USUAL_ID},"gen":{_NUMBER},"pol":{_NUMBER}'
+    rf'(?:,"scope":"({_SCOPE.pattern})")?'
+    rf'(?:,"roles":\["({_ROLE.pattern}(?:","{_ROLE.pattern}){{0,63}})"\])?'
+    rf'(?:,"auth_time":{_NUMBER})?'
+    rf'(?:,"amr":\["({_METHOD.pattern}(?:","{_METHOD.pattern}){{0,63}})"\])?\}}'
+)
+
 _NOT_ISSUED = frozenset({"nbf"})
 """A claim that restricts a token. We issue none, and a verifier must never ignore one."""
+
+
+def claims_of(payload: bytes, key_id: str) -> Claims:
+    """The claims of a payload. Raises TokenMalformed: it is not what our issuer writes."""
+    usual = _USUAL.fullmatch(payload.decode("latin-1"))
+    if usual is None:
+        return read_claims(compact.parse_payload(payload), key_id)
+    issuer, account, audience, exp, iat, jti, client, sid, gen, pol, scope, roles, auth_time, methods = usual.groups()
+    return Claims(
+        issuer,
+        account,
+        audience,
+        int(exp),
+        int(iat),
+        jti,
+        client,
+        sid,
+        int(gen),
+        int(pol),
+        key_id,
+        tuple(scope.split(" ")) if scope else (),
+        tuple(roles.split('","')) if roles else (),
+        int(auth_time) if auth_time else None,
+        tuple(methods.split('","')) if methods else (),
+    )
 
 
 def read_claims(members: dict[str, Any], key_id: str) -> Claims:

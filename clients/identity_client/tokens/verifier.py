@@ -25,7 +25,7 @@ from identity_client.errors import (
 from identity_client.tokens import compact
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.keys import PublicKey
-from identity_client.tokens.payload import read_claims
+from identity_client.tokens.payload import claims_of
 
 MAXIMUM_LEEWAY_SECONDS = 30
 
@@ -96,15 +96,16 @@ class Verifier:
         if len(raw_token) > compact.MAXIMUM_BYTES:
             raise TokenMalformed()
         name = hashlib.sha256(raw_token.encode("utf-8", "surrogatepass")).digest()
-        remembered = self._young.get(name) or self._old.get(name)
+        remembered = self._young.get(name)
         if remembered is None:
-            return self._verify_anew(raw_token, name)
+            remembered = self._old.get(name)
+            if remembered is None:
+                return self._verify_anew(raw_token, name)
+            self._remember(name, remembered)
         if remembered.revision == self._trust.revision:
             self._check_expiry(remembered.claims)
         else:
             self._judge_again(remembered)
-        if name not in self._young:
-            self._remember(name, remembered)
         return remembered.claims
 
     def recheck(self, claims: Claims) -> None:
@@ -141,7 +142,7 @@ class Verifier:
         key = self._trust.find_key(parts.key_id)
         if key is None:
             raise UnknownKey()
-        claims = read_claims(compact.parse_payload(parts.payload), parts.key_id)
+        claims = claims_of(parts.payload, parts.key_id)
         if not compact.check_signature(key, parts.signing_input, parts.signature):
             raise BadSignature()
         return claims

@@ -102,10 +102,11 @@ class TrustState:
         held = self._held
         if not held:
             return  # nothing is revoked, or nothing is known yet: then staleness is infinite
-        if (
-            held.contains(EntryKind.TOKEN, claims.token_id)
-            or held.contains(EntryKind.GRANT, claims.grant_id)
-            or held.contains(EntryKind.KEY, claims.key_id)
+        if held.contains(EntryKind.GRANT, claims.grant_id):
+            raise TokenRevoked()
+        is_signed = claims.token_id != ""  # an opaque text has neither an id of its own nor a key
+        if is_signed and (
+            held.contains(EntryKind.TOKEN, claims.token_id) or held.contains(EntryKind.KEY, claims.key_id)
         ):
             raise TokenRevoked()
         if claims.generation < held.minimum(EntryKind.ACCOUNT, claims.account_id):

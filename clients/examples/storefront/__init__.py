@@ -1,0 +1,1 @@
+"""A web front end that lets Identity log people in."""
