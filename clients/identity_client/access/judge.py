@@ -71,6 +71,7 @@ class Judge:
         self.clock = clock or SystemClock()
         self._verifier = verifier
         self._trust = trust
+        self._known = {method: (rule, self.options.find(method)) for method, rule in rules.items()}
 
     def confirmed_methods(self) -> list[str]:
         """The methods for whose callers the identity service may have to be asked."""
@@ -81,15 +82,15 @@ class Judge:
     def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
         PermissionMissing, AuthenticationTooOld. On a public method a credential, if there is one, must hold."""
-        rule = self.rules.find(method)
-        if rule is None:
+        known = self._known.get(method)
+        if known is None:
             raise MethodNotGuarded()
+        rule, terms = known
         raw_token = _bearer(metadata or ())
         if raw_token is None:
             if rule.public:
                 return Judgement(None)
             raise CredentialsMissing()
-        terms = self.options.find(method)
         is_stale = self._is_stale(terms)
         must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
         is_accepted_stale = is_stale and not must_confirm
@@ -131,18 +132,15 @@ class Judge:
 
     def _check(self, rule: Rule, claims: Claims) -> None:
         try:
-            self._check_rule(rule, claims)
+            if not rule.scopes.issubset(claims.scopes):
+                raise PermissionMissing()
+            if rule.any_roles and rule.any_roles.isdisjoint(claims.roles):
+                raise PermissionMissing()
+            if rule.max_authentication_age_seconds is not None:
+                self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
         except IdentityError as error:
             error.account_id = claims.account_id
             raise
-
-    def _check_rule(self, rule: Rule, claims: Claims) -> None:
-        if not rule.scopes.issubset(claims.scopes):
-            raise PermissionMissing()
-        if rule.any_roles and rule.any_roles.isdisjoint(claims.roles):
-            raise PermissionMissing()
-        if rule.max_authentication_age_seconds is not None:
-            self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
 
     def _check_authentication_age(self, limit: float, authentication_time: int | None) -> None:
         if authentication_time is None or self.clock.now() - authentication_time > limit:

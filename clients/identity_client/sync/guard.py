@@ -87,7 +87,8 @@ class Guard(grpc.ServerInterceptor):
         binding = self._bound(method, handler)
         if isinstance(judgement, Ask) or judgement.must_confirm or _is_bound(judgement.principal):
             return binding.open(self._late(method, judgement))
-        self._gate.admitted(method, judgement)
+        if judgement.is_stale:
+            self._gate.accepted_stale(method)
         return binding.admit(judgement.principal)
 
     def _late(self, method: str, judgement: Judgement | Ask) -> Prelude:
@@ -101,7 +102,8 @@ class Guard(grpc.ServerInterceptor):
             except Exception:
                 _log.exception("the guard failed to judge a call of %s and refused it", method)
                 return self._gate.refuse_late(method, Internal(), context)
-            self._gate.admitted(method, judged)
+            if judged.is_stale:
+                self._gate.accepted_stale(method)
             if judged.principal is not None and _is_bound(judged.principal):
                 return self._gate.binding(method, judged.principal)(context)
             return judged.principal
