@@ -29,7 +29,7 @@ class AuditReport:
 
 
 def check_audit(connection: Connection, key: SealKey) -> AuditReport:
-    """Look at all of it, at one instant; about ten seconds for a million events."""
+    """Look at all of it, at one instant; some twenty seconds for a million events."""
     head, newest = find_head(connection), find_newest_seal(connection)
     problems = []
     try:
