@@ -262,7 +262,7 @@ class IntrospectResponse(_message.Message):
     """The header kid; empty for opaque texts."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes. Scopes of the identity service itself are named to it alone."""
+        """The scopes. Those of the identity service itself stand only where audience is that service."""
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
