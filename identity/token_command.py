@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 
 from identity_client import status
-from identity_client.aio.environment import is_loopback
+from identity_client.aio.environment import address_problem, is_loopback
 
 from .config import ConfigurationError
 from .v1 import authentication_pb2, authentication_pb2_grpc
@@ -35,6 +35,8 @@ async def fetch_token(address: str, ca_file: Path | None, username: str, passwor
 
 def open_channel(address: str, ca_file: Path | None) -> grpc.aio.Channel:
     """TLS under the authority of *ca_file*; without one, plain text on loopback. Raises ConfigurationError."""
+    if problem := address_problem(address):
+        raise ConfigurationError([problem])
     if ca_file is not None:
         try:
             return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca_file.read_bytes()))

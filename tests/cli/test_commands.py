@@ -309,6 +309,7 @@ def test_dev_listens_on_loopback_only(tmp_path: Path, listen: str) -> None:
         (("password", "--username", "a"), "two lines"),
         (("password", "--username", "a", "--password-file", "/nowhere"), "cannot be read"),
         (("token", "--dev", "/nowhere"), "identity dev"),
+        (("token", "--address", "http://127.0.0.1:1", "--username", "a"), "HOST:PORT"),
         (("token", "--address", "192.0.2.1:1", "--username", "a"), "loopback"),
         (("token", "--address", "127.0.0.1:1", "--username", "a"), "DEPENDENCY_DOWN"),
         (("admin", "create", "root", "--config", "/nowhere.toml"), "cannot be read"),
