@@ -322,11 +322,18 @@ class AuditStore(Protocol):
     """The audit log: what was refused goes in, everything comes out."""
 
     async def note_refusal(
-        self, action: str, reason: str, name_hash: str, act: Act, account_id: str | None = None
+        self,
+        action: str,
+        reason: str,
+        name_hash: str,
+        act: Act,
+        account_id: str | None = None,
+        subject: str = "",
     ) -> None:
-        """Record a refused attempt: at most one row per name, origin, reason and minute, which counts.
+        """Record a refused attempt: at most one row per name (where none was given: account), subject, origin, reason
+        and minute, which counts.
 
-        *account_id*: at whose credential it was made, where that is known.
+        *account_id*: at whose credential, or by whom, it was made, where that is known; *subject*: what was refused.
         """
 
     async def list_page(self, wanted: AuditFilter, before: int | None, limit: int) -> AuditPage:
