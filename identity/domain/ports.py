@@ -290,7 +290,11 @@ class RevocationStore(Protocol):
     """Revoked tokens, and the feed that peers follow."""
 
     async def revoke_token(self, token: TokenIdentity, expire_time: int, note: str, act: Act) -> int | None:
-        """Record a jti until its expiry; -> feed version, None if it was recorded before or is past."""
+        """Record a jti until its expiry; -> feed version, None if it was recorded before or is past.
+
+        Where holders (an act without a caller) revoke too many tokens of one grant, a session is ended instead; of a
+        credential raises Overloaded.
+        """
 
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:
         """Judge by the rows alone: grant, account, generation, jti and key."""
