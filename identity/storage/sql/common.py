@@ -132,8 +132,8 @@ def write_audit(
 ) -> None:
     """The row of an act that is done, in its own transaction.
 
-    *account_id*, *grant_id* and *subject* (a role's name, a key's id) are whom it concerns, and stay. *note*, like the
-    place of the act, goes with the person when either account is erased.
+    *account_id*, *grant_id* and *subject* (roles, scopes, a key's id) are whom and what it concerns, and stay. *note*,
+    like the place of the act, goes with the person when either account is erased.
     """
     ids = {"account_id": account_id, "grant_id": grant_id, "subject": subject}
     insert_event(connection, act, moment, action, OK, Personal(act.origin, act.user_agent, note), ids)
