@@ -273,7 +273,7 @@ class SessionSelection(Protocol):
     async def end(self, which: SessionFilter, part: SessionPart, note: str, act: Act, *, confirm: bool) -> Ended:
         """End the sessions of the part that *which* admits.
 
-        *confirm*: whether the caller is confirmed; the first part of an act may end the caller's own session.
+        *confirm*: whether the caller is confirmed; a part of an act may end the caller's own session, and tells so.
         """
 
 
