@@ -21,7 +21,7 @@ from identity_client import aio, status
 from identity_client.access.rules import Rule
 from identity_client.aio.environment import ConfigurationError, Connection
 from identity_client.clock import Clock, SystemClock
-from identity_client.errors import IdentityError, PermissionMissing, TokenOutdated, WrongAudience
+from identity_client.errors import IdentityError, PermissionMissing, TokenOutdated, UnknownAudience, WrongAudience
 from identity_client.principal import NoPrincipal, Principal
 from tests.clients.issuer import FixedClock
 from tests.rpc.api import Api, bearer
@@ -270,6 +270,22 @@ async def test_on_behalf_of_nobody_is_an_error_of_the_caller(town: Town) -> None
     with pytest.raises(NoPrincipal):
         await call(channel, "stock")
     await channel.close()
+
+
+@pytest.mark.parametrize("shape", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_where_no_token_can_be_had_a_call_fails_as_calls_do(town: Town, shape: str) -> None:
+    """With an RpcError that handlers expect, and in it the class that the identity service raised."""
+    orders, threaded = await town.connect("orders"), identity_client.Identity(town.connection("orders"))
+    await asyncio.to_thread(threaded.__enter__)
+    town.stack.push_async_callback(asyncio.to_thread, threaded.__exit__, None, None, None)
+    message = iter([b""]) if shape.startswith("stream") else b""
+    async with orders.channel("127.0.0.1:1", audience="nowhere") as channel:
+        made = getattr(channel, shape)("/stock.v1.Stock/Call")(message)
+        assert isinstance(await refusal(aiter(made).__anext__() if shape.endswith("stream") else made), UnknownAudience)
+    with threaded.channel("127.0.0.1:1", audience="nowhere") as blocking:
+        method = getattr(blocking, shape)("/stock.v1.Stock/Call")
+        made = asyncio.to_thread(lambda: list(method(message)))
+        assert isinstance(await refusal(made), UnknownAudience)
 
 
 @pytest.mark.requirement("R48")

@@ -134,7 +134,7 @@ class Judge:
         try:
             if not rule.scopes.issubset(claims.scopes):
                 raise PermissionMissing()
-            if rule.any_roles and rule.any_roles.isdisjoint(claims.roles):
+            if rule.any_roles and (claims.is_limited or rule.any_roles.isdisjoint(claims.roles)):
                 raise PermissionMissing()
             if rule.max_authentication_age_seconds is not None:
                 self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
