@@ -12,7 +12,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
-from identity_client.access.judge import Judge
 from identity_client.access.rules import HEALTH_RULES, Rule, Rules
 from identity_client.aio.guard import Guard
 from identity_client.clock import Clock, SystemClock
@@ -31,6 +30,7 @@ from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
+from .rpc.refused_calls import RefusedCalls, TellingJudge
 from .rpc.revocation_service import RevocationServicer
 from .rpc.role_service import RoleServicer
 from .rpc.session_service import SessionServicer
@@ -107,6 +107,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.house: House | None = None
+        self.refused_calls: RefusedCalls | None = None
 
     @property
     def listen(self) -> str:
@@ -117,7 +118,8 @@ class Server:
         """Serve; -> the bound address, host:port. Raises DependencyDown, RuntimeError (the port is taken)."""
         await self._set_health(HealthCheckResponse.NOT_SERVING)
         self.house = await open_house(self._settings, self._clock)
-        self._grpc = self._build(self.house)
+        self.refused_calls = RefusedCalls(self.house.stores.audit)
+        self._grpc = self._build(self.house, self.refused_calls)
         address = self._bind(self._grpc)
         await self._grpc.start()
         await self.house.open_feed()
@@ -137,6 +139,8 @@ class Server:
             self.house.audit.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(grace_seconds)
+        if self.refused_calls is not None:
+            await self.refused_calls.written()
         if self.house is not None:
             await self.house.close()
 
@@ -144,8 +148,10 @@ class Server:
         for service in ("", *_service_names()):
             await self._health.set(service, status)
 
-    def _build(self, house: House) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[Firewall(), self._guard(house), *self._interceptors], options=_OPTIONS)
+    def _build(self, house: House, refused_calls: RefusedCalls) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[Firewall(refused_calls), self._guard(house), *self._interceptors], options=_OPTIONS
+        )
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
             AuthenticationServicer(house.authenticator, house.machines), server
         )
@@ -172,7 +178,7 @@ class Server:
         return server
 
     def _guard(self, house: House) -> Guard:
-        judge = Judge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)
+        judge = TellingJudge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)
 
         async def confirm(principal: Principal) -> None:
             [standing] = await house.stores.revocations.standings([token_identity(principal.claims)])

@@ -273,7 +273,7 @@ class SessionSelection(Protocol):
     async def end(self, which: SessionFilter, part: SessionPart, note: str, act: Act, *, confirm: bool) -> Ended:
         """End the sessions of the part that *which* admits.
 
-        *confirm*: whether the caller is confirmed; the first part of an act may end the caller's own session.
+        *confirm*: whether the caller is confirmed; a part of an act may end the caller's own session, and tells so.
         """
 
 
@@ -290,7 +290,11 @@ class RevocationStore(Protocol):
     """Revoked tokens, and the feed that peers follow."""
 
     async def revoke_token(self, token: TokenIdentity, expire_time: int, note: str, act: Act) -> int | None:
-        """Record a jti until its expiry; -> feed version, None if it was recorded before or is past."""
+        """Record a jti until its expiry; -> feed version, None if it was recorded before or is past.
+
+        Where holders (an act without a caller) revoke too many tokens of one grant, a session is ended instead; of a
+        credential raises Overloaded.
+        """
 
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:
         """Judge by the rows alone: grant, account, generation, jti and key."""
@@ -322,11 +326,18 @@ class AuditStore(Protocol):
     """The audit log: what was refused goes in, everything comes out."""
 
     async def note_refusal(
-        self, action: str, reason: str, name_hash: str, act: Act, account_id: str | None = None
+        self,
+        action: str,
+        reason: str,
+        name_hash: str,
+        act: Act,
+        account_id: str | None = None,
+        subject: str = "",
     ) -> None:
-        """Record a refused attempt: at most one row per name, origin, reason and minute, which counts.
+        """Record a refused attempt: at most one row per name (where none was given: account), subject, origin, reason
+        and minute, which counts.
 
-        *account_id*: at whose credential it was made, where that is known.
+        *account_id*: at whose credential, or by whom, it was made, where that is known; *subject*: what was refused.
         """
 
     async def list_page(self, wanted: AuditFilter, before: int | None, limit: int) -> AuditPage:

@@ -37,7 +37,10 @@ class Revoker:
         self._refresh_tokens = refresh_tokens
 
     async def revoke_presented(self, raw_token: str, act: Act) -> None:
-        """Revoke what the holder presents (RFC 7009): texts that are not ours are answered like those that are."""
+        """Revoke what the holder presents (RFC 7009): texts that are not ours are answered like those that are.
+
+        Raises Overloaded (too many tokens of one credential).
+        """
         try:
             await self.revoke_token(raw_token, "", act)
         except TokenError:

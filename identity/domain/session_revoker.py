@@ -32,14 +32,16 @@ class SessionRevoker:
     async def end(self, which: SessionFilter, note: str, act: Act) -> int:
         """End them; -> how many. Where it is cut short a part has ended, and a repeat ends the rest.
 
+        The caller is confirmed in each part, until one ends the session that the caller acts with.
         Raises InvalidRequest, AccountNotFound.
         """
         which = await self._resolved(which)
         audited = f"{which}: {note}" if note else str(which)
-        count, version = 0, None
+        count, version, must_confirm = 0, None, True
         async for part in self._parts(which):
-            ended = await self._sessions.end(which, part, audited, act, confirm=part.after is None)
+            ended = await self._sessions.end(which, part, audited, act, confirm=must_confirm)
             count, version = count + ended.grant_count, ended.version or version
+            must_confirm = must_confirm and not ended.is_caller_among
         await self._feed.published(version)
         return count
 

@@ -185,6 +185,7 @@ class Ended:
 
     grant_count: int
     version: int | None
+    is_caller_among: bool = False  # one of them was the caller's own, where many fall at once
 
 
 class KeyState(enum.StrEnum):

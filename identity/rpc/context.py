@@ -56,6 +56,12 @@ def act_of_self(context: _ServicerContext) -> Act:
     return _act_of_caller(context, "")
 
 
+def act_of_refused(context: _ServicerContext, account_id: str) -> Act:
+    """An act that was refused to the account, whatever it was."""
+    caller = Caller(account_id=account_id, grant_id="", token_id="", generation=0, required_scope="")
+    return Act(request_id.get(), origin(context), caller, _user_agent(context))
+
+
 def origin(context: _ServicerContext) -> str:
     """The caller's address without its port: 127.0.0.1, 2001:db8::1, unix, or empty."""
     kind, _, address = context.peer().partition(":")

@@ -20,6 +20,7 @@ from identity_client import status
 from identity_client.errors import IdentityError, Internal, MalformedRequest
 
 from .context import request_id
+from .refused_calls import RefusedCalls
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,10 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Firewall(grpc.aio.ServerInterceptor):
-    """Wraps every handler, the guard's refusing ones included."""
+    """Wraps every handler, the guard's refusing ones included. *refused_calls* is told what becomes of the calls."""
+
+    def __init__(self, refused_calls: RefusedCalls) -> None:
+        self._refused_calls = refused_calls
 
     async def intercept_service(
         self,
@@ -43,37 +47,47 @@ class Firewall(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
         except Exception:
             return _refusing(_unplanned(handler_call_details.method))
-        return None if handler is None else _wrap(handler, handler_call_details.method)
+        return None if handler is None else _wrap(handler, handler_call_details.method, self._refused_calls)
 
 
-def _wrap(handler: Any, method: str) -> _Handler:
+def _wrap(handler: Any, method: str, refused_calls: RefusedCalls) -> _Handler:
     if handler.response_streaming and not handler.request_streaming:
         return grpc.unary_stream_rpc_method_handler(
-            _streaming(handler.unary_stream, method), _firm(handler.request_deserializer), handler.response_serializer
+            _streaming(handler.unary_stream, method, refused_calls),
+            _firm(handler.request_deserializer),
+            handler.response_serializer,
         )
     if not handler.response_streaming and not handler.request_streaming:
         return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, method), _firm(handler.request_deserializer), handler.response_serializer
+            _unary(handler.unary_unary, method, refused_calls),
+            _firm(handler.request_deserializer),
+            handler.response_serializer,
         )
     if not handler.response_streaming:  # the guard's: refusals, and callers whose token is bound to a certificate
         return grpc.stream_unary_rpc_method_handler(
-            _unary(handler.stream_unary, method), _firm(handler.request_deserializer), handler.response_serializer
+            _unary(handler.stream_unary, method, refused_calls),
+            _firm(handler.request_deserializer),
+            handler.response_serializer,
         )
     return grpc.stream_stream_rpc_method_handler(  # reflection
-        _streaming(handler.stream_stream, method),
+        _streaming(handler.stream_stream, method, refused_calls),
         _firm(handler.request_deserializer),
         handler.response_serializer,
     )
 
 
-def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _unary(
+    behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str, refused_calls: RefusedCalls
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: _Context) -> Any:
         try:
             async with asyncio.timeout(UNARY_LIMIT_SECONDS):
                 return await behaviour(_sound(request), context)
         except grpc.aio.AbortError:
+            refused_calls.by_guard(method, context)
             raise
         except IdentityError as error:
+            refused_calls.by_handler(method, error, context)
             await _abort(context, error)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The call took too long and was given up.")
@@ -83,7 +97,9 @@ def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str) ->
     return call
 
 
-def _streaming(behaviour: Callable[[Any, _Context], Any], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _streaming(
+    behaviour: Callable[[Any, _Context], Any], method: str, refused_calls: RefusedCalls
+) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
             responses = behaviour(_sound(request), context)
@@ -93,8 +109,10 @@ def _streaming(behaviour: Callable[[Any, _Context], Any], method: str) -> Callab
             async for response in responses:
                 yield response
         except grpc.aio.AbortError:
+            refused_calls.by_guard(method, context)
             raise
         except IdentityError as error:
+            refused_calls.by_handler(method, error, context)
             await _abort(context, error)
         except Exception:
             await _abort(context, _unplanned(method))

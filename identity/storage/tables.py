@@ -128,8 +128,15 @@ revocations = Table(
     Column("name", Text, nullable=False),
     Column("minimum", BigInteger, nullable=False),
     Column("expire_time", BigInteger, nullable=False),
+    Column("grant_id", Text),  # of a token
     Index("revocations_by_name", "kind", "name"),
     Index("revocations_by_expiry", "expire_time"),
+)
+Index(
+    "revocations_by_grant",
+    revocations.c.grant_id,
+    revocations.c.expire_time,
+    sqlite_where=revocations.c.grant_id.is_not(None),
 )
 
 feed_head = Table(
@@ -163,7 +170,7 @@ audit_events = Table(
     Column("grant_id", Text),
     Column("caller_account_id", Text),  # who did it, where a call says who calls
     Column("caller_grant_id", Text),
-    Column("subject", Text, nullable=False),  # what else it concerns: a role's name, a key's id
+    Column("subject", Text, nullable=False),  # what else it concerns: roles, a key's id, a method
     Column("request_id", Text, nullable=False),
     Column("personal_hash", LargeBinary, nullable=False),  # of the row in audit_personal, with its salt
     sqlite_autoincrement=True,  # a number is never given twice: that the last rows were cut off shows

@@ -60,7 +60,9 @@ class AuditEvent(_message.Message):
     caller_grant_id: _builtins.str
     """The session or credential that it was done with."""
     subject: _builtins.str
-    """What else it concerns: a role's name, a key's id."""
+    """What else it concerns: a role's name and the scopes that it was given, the roles that an account
+    was given, a key's id, the method of a refused call.
+    """
     request_id: _builtins.str
     """The call's id, which is in the service's log lines, too."""
     origin: _builtins.str

@@ -83,7 +83,9 @@ class TokenServiceServicer(object):
 
         An access token falls alone; a refresh token, session token, API key or client secret ends the
         grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
-        are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        are answered alike: OK. Of one grant 15 access tokens can be revoked singly at a time: the next
+        one ends a session whole, and for a credential it is refused with OVERLOADED until one of the 15
+        is forgotten. Answers INVALID_FIELD, OVERLOADED, DEPENDENCY_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class TokenServiceStub:
 
     An access token falls alone; a refresh token, session token, API key or client secret ends the
     grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
-    are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    are answered alike: OK. Of one grant 15 access tokens can be revoked singly at a time: the next
+    one ends a session whole, and for a credential it is refused with OVERLOADED until one of the 15
+    is forgotten. Answers INVALID_FIELD, OVERLOADED, DEPENDENCY_DOWN.
     """
     Exchange: _grpc.UnaryUnaryMultiCallable[_token_pb2.ExchangeRequest, _token_pb2.ExchangeResponse]
     """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
@@ -90,7 +92,9 @@ class TokenServiceAsyncStub(TokenServiceStub):
 
     An access token falls alone; a refresh token, session token, API key or client secret ends the
     grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
-    are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+    are answered alike: OK. Of one grant 15 access tokens can be revoked singly at a time: the next
+    one ends a session whole, and for a credential it is refused with OVERLOADED until one of the 15
+    is forgotten. Answers INVALID_FIELD, OVERLOADED, DEPENDENCY_DOWN.
     """
     Exchange: _aio.UnaryUnaryMultiCallable[_token_pb2.ExchangeRequest, _token_pb2.ExchangeResponse]  # type: ignore[assignment]
     """Exchanges a bearer text for a narrower access token of the same grant (RFC 8693). The caller's own
@@ -143,7 +147,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
 
         An access token falls alone; a refresh token, session token, API key or client secret ends the
         grant behind it with everything that hangs off it. Unknown, expired and already revoked texts
-        are answered alike: OK. Answers INVALID_FIELD, DEPENDENCY_DOWN.
+        are answered alike: OK. Of one grant 15 access tokens can be revoked singly at a time: the next
+        one ends a session whole, and for a credential it is refused with OVERLOADED until one of the 15
+        is forgotten. Answers INVALID_FIELD, OVERLOADED, DEPENDENCY_DOWN.
         """
 
     @_abc_1.abstractmethod

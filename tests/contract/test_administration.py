@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from identity.domain.grants import CredentialTerms, GrantKind, NewCredential, SessionFilter, SessionPart
+from identity.domain.grants import CredentialTerms, GrantKind, GrantSnapshot, NewCredential, SessionFilter, SessionPart
 from identity.domain.once import REMEMBERED_SECONDS
 from identity.domain.refusals import Rejected
-from identity.domain.values import Account, AccountKind, Act, EndReason, NewAccount, Once
+from identity.domain.session_revoker import SessionRevoker
+from identity.domain.values import Account, AccountKind, Act, Ended, EndReason, NewAccount, Once
 from identity.storage.database import Stores
 from identity.storage.sql.common import ENTRY_MARGIN_SECONDS, OPAQUE_CACHE_SECONDS
+from identity.storage.sql.session_selection import SqlSessionSelection
 from identity_client.errors import (
     AccountNotFound,
     LastAdmin,
     RequestIdReused,
     SecretAlreadyShown,
+    TokenOutdated,
     TokenRevoked,
 )
 from identity_client.trust.entries import EntryKind
@@ -341,5 +344,67 @@ async def test_the_acts_of_one_part_are_one_row_of_the_log_and_an_empty_act_is_o
     before = count_rows(tmp_path, "audit_events")
     await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
     await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
-    await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=False)
+    later = SessionPart((carol.account_id, 0, ""), None)
+    await stores.session_selection.end(SessionFilter(), later, "", ACT, confirm=True)
     assert count_rows(tmp_path, "audit_events") == before + 2
+
+
+class Silent:
+    """A feed that has nobody to wait for."""
+
+    async def published(self, version: int | None) -> None:
+        pass
+
+
+class Interrupted(SqlSessionSelection):
+    """Something happens after the first part."""
+
+    def __init__(self, stores: Stores, happens: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(stores._access)
+        self._happens: Callable[[], Awaitable[Any]] | None = happens
+
+    async def end(self, *arguments: Any, **options: Any) -> Ended:
+        ended = await super().end(*arguments, **options)
+        if self._happens is not None:
+            await self._happens()
+            self._happens = None
+        return ended
+
+
+MEANWHILE: dict[str, Callable[[Stores, GrantSnapshot], Awaitable[Any]]] = {
+    "disabled": lambda stores, root: stores.accounts.disable(by_id(root.account_id), ACT),
+    "demoted": lambda stores, root: stores.accounts.set_roles(by_id(root.account_id), (), ACT),
+    "logged out": lambda stores, root: stores.grants.end(root.grant_id, EndReason.LOGGED_OUT, "", ACT),
+}
+
+
+@pytest.mark.requirement("R6")
+@pytest.mark.parametrize("what", MEANWHILE)
+async def test_an_admin_who_is_stopped_meanwhile_ends_no_further_session(
+    stores: Stores, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("identity.domain.session_revoker.PART_SESSIONS", 1)
+    await create_user(stores, "chief", "admin")
+    root = await log_in(stores, await create_user(stores, "root", "admin"))
+    carol = await create_user(stores)
+    for _ in range(3):
+        await log_in(stores, carol)
+    selection = Interrupted(stores, lambda: MEANWHILE[what](stores, root))
+    revoker = SessionRevoker(selection, stores.accounts, Silent())
+    with pytest.raises((TokenOutdated, TokenRevoked)):
+        await revoker.end(SessionFilter(account=by_id(carol.account_id)), "", act_of(root))
+    assert len(await stores.sessions.list_page(carol.account_id, None, 100)) == 2
+
+
+@pytest.mark.requirement("R6")
+async def test_an_admin_whose_own_session_is_among_them_ends_the_rest_too(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("identity.domain.session_revoker.PART_SESSIONS", 1)
+    account = await create_user(stores, "root", "admin")
+    own = [await log_in(stores, account) for _ in range(5)]
+    for name in ("carol", "dave"):
+        await log_in(stores, await create_user(stores, name))
+    revoker = SessionRevoker(stores.session_selection, stores.accounts, Silent())
+    assert await revoker.end(SessionFilter(), "", act_of(own[2])) == 7
+    assert await live_sessions(stores) == set()

@@ -15,7 +15,7 @@ from identity.domain.audit_events import OK, REFUSED, AuditEvent, AuditFilter
 from identity.domain.audit_seals import ChainBroken, SealKey
 from identity.domain.grants import SessionTerms
 from identity.domain.sealer import SEAL_EVENTS, Sealer
-from identity.domain.values import Act, EndReason
+from identity.domain.values import Act, EndReason, RoleChange
 from identity.storage import inspection
 from identity.storage.database import Stores, open_stores
 from identity.storage.sql import audit as sql_audit
@@ -331,6 +331,23 @@ async def test_erasing_a_person_keeps_every_seal_valid(stores: Stores, sealer: S
         concerns_carol = carol.account_id in (event.account_id, event.caller_account_id)
         assert (event.personal is None) == (concerns_carol or event.outcome == "THROTTLED")
     assert not any(trace in repr(rows(database)) for trace in ("192.0.2.", "carols-phone", "c" * 64))
+
+
+@pytest.mark.requirement("R62")
+async def test_which_role_an_erased_person_gave_and_what_it_grants_is_still_known(stores: Stores) -> None:
+    root, carol = await create_user(stores, "root", "admin"), await create_user(stores)
+    by_root = act_of(await log_in(stores, root), scope="")
+    await stores.roles.create("seller", ("orders.read",), "", by_root)
+    await stores.roles.update("seller", RoleChange(scopes=("orders.read", "orders.write")), by_root)
+    await stores.accounts.set_roles(by_id(carol.account_id), ("clerk", "seller"), by_root)
+    await stores._access.write(lambda connection, _: erase_audit(connection, root.account_id))
+    done = [event for event in await all_events(stores) if event.caller_account_id == root.account_id]
+    assert all(event.personal is None for event in done)
+    assert {(event.action, event.subject) for event in done} == {
+        ("role.create", "seller orders.read"),
+        ("role.update", "seller orders.read orders.write"),
+        ("account.set_roles", "clerk seller"),
+    }
 
 
 async def test_what_an_erased_person_did_can_still_be_listed(stores: Stores, sealer: Sealer) -> None:

@@ -11,27 +11,37 @@ from pathlib import Path
 
 import pytest
 
+from identity.domain.grants import GrantSnapshot
 from identity.domain.values import (
+    Act,
     EndReason,
     Standing,
 )
 from identity.storage.database import Stores, open_stores
 from identity.storage.sql.audit import NAMES_A_MINUTE
+from identity.storage.sql.common import ENTRY_MARGIN_SECONDS
+from identity.storage.sql.revocations import TOKENS_OF_A_GRANT
 from identity_client.errors import (
     DependencyDown,
+    Overloaded,
 )
+from identity_client.trust.entries import EntryKind
 from tests.clients.issuer import FixedClock, new_id
 from tests.contract.builders import (
     ACT,
     LIFETIME,
     TERMS,
+    act_of,
     add_key,
+    audited,
     by_id,
     count_rows,
+    create_service,
     create_user,
     entries,
     identity_of,
     log_in,
+    use_secret,
 )
 
 # -- the feed --------------------------------------------------------------------------------------------------------
@@ -79,6 +89,63 @@ async def test_a_token_is_recorded_once_and_not_when_it_is_past(stores: Stores, 
     assert await stores.revocations.revoke_token(identity, expire_time, "", ACT) is None
     clock.advance(LIFETIME + 30)
     assert await stores.revocations.revoke_token(identity_of(snapshot), expire_time, "", ACT) is None
+
+
+async def revoke_tokens(stores: Stores, snapshot: GrantSnapshot, count: int, act: Act = ACT) -> None:
+    for _ in range(count):
+        expire_time = snapshot.issue_time + LIFETIME
+        await stores.revocations.revoke_token(identity_of(snapshot), expire_time, "", act)
+
+
+async def kinds(stores: Stores) -> list[EntryKind]:
+    return [kind for _, kind, *_ in await entries(stores)]
+
+
+@pytest.mark.requirement("R2")
+async def test_many_revoked_tokens_of_one_session_become_the_session(stores: Stores, tmp_path: Path) -> None:
+    await add_key(stores)
+    carol = await create_user(stores)
+    snapshot, other = await log_in(stores, carol), await log_in(stores, carol)
+    await revoke_tokens(stores, snapshot, TOKENS_OF_A_GRANT)
+    assert await stores.revocations.standings([identity_of(snapshot)]) == [Standing.LIVE]
+    await revoke_tokens(stores, snapshot, 85)
+    assert await kinds(stores) == [EntryKind.TOKEN] * TOKENS_OF_A_GRANT + [EntryKind.GRANT]
+    assert [name for _, kind, name, *_ in await entries(stores) if kind is EntryKind.GRANT] == [snapshot.grant_id]
+    assert await stores.revocations.standings([identity_of(snapshot), identity_of(other)]) == [
+        Standing.REVOKED,
+        Standing.LIVE,
+    ]
+    assert audited(tmp_path)[-2:] == ["token.revoke ok", "grant.end.revoked ok"]
+
+
+@pytest.mark.requirement("R2")
+async def test_a_credential_outlives_many_revoked_tokens_and_its_holder_is_told_to_wait(
+    stores: Stores, clock: FixedClock
+) -> None:
+    _, grant_id = await create_service(stores)
+    snapshot = await use_secret(stores, grant_id)
+    await revoke_tokens(stores, snapshot, TOKENS_OF_A_GRANT)
+    with pytest.raises(Overloaded) as caught:
+        await revoke_tokens(stores, snapshot, 1)
+    assert caught.value.retry_after_seconds == LIFETIME + ENTRY_MARGIN_SECONDS
+    assert await kinds(stores) == [EntryKind.TOKEN] * TOKENS_OF_A_GRANT
+    clock.advance(int(caught.value.retry_after_seconds))
+    again = await use_secret(stores, grant_id)
+    await revoke_tokens(stores, again, TOKENS_OF_A_GRANT)
+    assert await kinds(stores) == [EntryKind.TOKEN] * TOKENS_OF_A_GRANT * 2
+
+
+@pytest.mark.requirement("R2")
+async def test_an_administrator_is_never_refused_the_revocation_of_a_token(stores: Stores) -> None:
+    await add_key(stores)
+    admin = act_of(await log_in(stores, await create_user(stores, "root", "admin")))
+    session = await log_in(stores, await create_user(stores))
+    credential = await use_secret(stores, (await create_service(stores))[1])
+    for snapshot in (session, credential):
+        await revoke_tokens(stores, snapshot, TOKENS_OF_A_GRANT + 5, admin)
+    assert await kinds(stores) == [EntryKind.TOKEN] * (TOKENS_OF_A_GRANT + 5) * 2
+    for snapshot in (session, credential):
+        assert await stores.revocations.standings([identity_of(snapshot)]) == [Standing.LIVE]
 
 
 async def test_live_entries_end_with_their_expiry(stores: Stores, clock: FixedClock) -> None:

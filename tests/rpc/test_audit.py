@@ -133,9 +133,9 @@ async def test_every_act_has_its_row(api: Api) -> None:
         ("api_key.create", "ok", ""),
         ("grant.end.revoked", "ok", ""),
         ("role.create", "ok", "temp"),
-        ("role.update", "ok", "temp"),
+        ("role.update", "ok", "temp orders.read"),
         ("role.delete", "ok", "temp"),
-        ("account.set_roles", "ok", ""),
+        ("account.set_roles", "ok", "auditor"),
         ("account.disable", "ok", ""),
         ("session.open", "ACCOUNT_DISABLED", ""),
         ("account.enable", "ok", ""),
@@ -155,6 +155,99 @@ async def test_guesses_at_an_account_are_found_by_its_name_and_counted(api: Api)
     assert len(guess.name_hash) == len(other.name_hash) == 64
     assert guess.name_hash != other.name_hash
     assert other.account_id == ""
+
+
+async def clerk(api: Api) -> tuple[account_pb2.Account, Metadata]:
+    """An account that may do nothing here, and its credentials."""
+    account = await api.create_user("carol", "clerk")
+    return account, bearer((await api.login("carol", audience="identity")).access_token)
+
+
+async def refused_calls(api: Api, **wanted: Any) -> list[tuple[str, str, str]]:
+    """Of the refused calls that fit: reason, method, account."""
+    assert api.server.refused_calls is not None
+    await api.server.refused_calls.written()
+    found = await events(api, action_prefix="call.refused", **wanted)
+    assert all(event.origin == "127.0.0.1" and event.user_agent and event.request_id for event in found)
+    assert all(event.caller_account_id == event.account_id for event in found)
+    return [(event.outcome, event.subject, event.account_id) for event in found]
+
+
+@pytest.mark.requirement("R62")
+async def test_a_call_that_was_refused_to_its_caller_is_found_by_account_and_outcome(api: Api) -> None:
+    carol, own = await clerk(api)
+    admin = await api.admin()
+    root = (await api.accounts.GetAccount(account_pb2.GetAccountRequest(username="root"), metadata=admin)).account
+    await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=own))
+    watch: Any = api.audit.WatchAuditEvents(audit_pb2.WatchAuditEventsRequest(), metadata=own)
+    await refused(watch.read())
+    forwarded = authentication_pb2.AuthenticateRequest(client_info=authentication_pb2.ClientInfo(ip_address="::1"))
+    forwarded.password.username, forwarded.password.password = "carol", USER_PASSWORD
+    await refused(api.authentication.Authenticate(forwarded, metadata=own))
+    await refused(api.accounts.DisableAccount(account_pb2.DisableAccountRequest(username="root"), metadata=admin))
+
+    by_carol = [
+        ("PERMISSION_MISSING", "/identity.v1.AccountService/ListAccounts", carol.account_id),
+        ("PERMISSION_MISSING", "/identity.v1.AuditService/WatchAuditEvents", carol.account_id),
+        ("PERMISSION_MISSING", "/identity.v1.AuthenticationService/Authenticate", carol.account_id),
+    ]
+    by_root = [("LAST_ADMIN", "/identity.v1.AccountService/DisableAccount", root.account_id)]
+    assert await refused_calls(api, username="carol") == by_carol
+    assert await refused_calls(api, caller_username="carol") == by_carol
+    assert await refused_calls(api, outcome="PERMISSION_MISSING") == by_carol
+    assert await refused_calls(api, outcome="LAST_ADMIN") == by_root
+    assert await refused_calls(api, outcome="refused") == by_carol + by_root
+
+
+@pytest.mark.requirement("R62")
+async def test_a_call_refused_to_the_bearer_of_an_api_key_is_found_too(api: Api) -> None:
+    service = await api.create_service("orders")
+    key = bearer((await api.create_api_key("orders", "identity")).api_key)
+    await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=key))
+    [(reason, _, account_id)] = await refused_calls(api, username="orders")
+    assert (reason, account_id) == ("PERMISSION_MISSING", service.account.account_id)
+
+
+async def test_a_call_without_a_good_token_leaves_no_row(api: Api) -> None:
+    token = (await api.login("root", ADMIN_PASSWORD, audience="identity")).access_token
+    for metadata in ((), bearer("nonsense"), bearer(token[:-2] + "AA")):
+        await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=metadata))
+    assert await refused_calls(api) == []
+
+
+@pytest.mark.requirement("R62")
+async def test_a_flood_of_refused_calls_writes_few_rows(timed_api: Api) -> None:
+    api = timed_api
+    _, own = await clerk(api)
+
+    async def call() -> None:
+        await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=own))
+
+    for _ in range(20):
+        await asyncio.gather(*[call() for _ in range(50)])
+    assert len(await refused_calls(api)) == 1
+    [event] = await events(api, action_prefix="call.refused")
+    assert event.attempt_count == 512  # at least; told at 1, 2, 4 and so on
+
+
+async def test_a_refusal_stays_what_it_is_when_the_log_cannot_be_written(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, own = await clerk(api)
+    assert api.server.house is not None
+    audit = api.server.house.stores.audit
+    can_go_on = asyncio.Event()
+
+    async def down(*_: Any) -> None:
+        await can_go_on.wait()
+        raise errors.DependencyDown()
+
+    monkeypatch.setattr(audit, "note_refusal", down)
+    error = await refusal(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=own))
+    assert isinstance(error, errors.PermissionMissing)
+    can_go_on.set()
+    assert await refused_calls(api) == []
+    assert "missing in the audit log: DEPENDENCY_DOWN" in caplog.text
 
 
 async def test_the_first_signing_key_stands_in_the_log(api: Api) -> None:

@@ -6,14 +6,18 @@ import base64
 import json
 from typing import Any
 
+import grpc
 import pytest
 
 from identity.v1 import account_pb2, revocation_pb2, token_pb2, trust_pb2
+from identity_client import status
 from identity_client.errors import (
     AccountNotFound,
     BadCredentials,
     GrantNotFound,
     InvalidRequest,
+    Overloaded,
+    SessionEnded,
     TokenMalformed,
     TokenRevoked,
 )
@@ -91,6 +95,40 @@ async def test_a_revoked_access_token_is_refused_here_at_once_and_its_session_go
     call = api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=bearer(tokens.access_token))
     assert isinstance(await refusal(call), TokenRevoked)
     assert await api.tokens.Refresh(token_pb2.RefreshRequest(refresh_token=tokens.refresh_token))
+
+
+@pytest.mark.requirement("R2")
+async def test_a_user_who_revokes_token_after_token_loses_the_session(api: Api) -> None:
+    await api.create_user("carol")
+    tokens = await api.login("carol")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        for _ in range(100):
+            await api.tokens.Revoke(token_pb2.RevokeRequest(token=tokens.access_token))
+            tokens = await api.refresh(tokens.refresh_token)
+    assert isinstance(status.from_rpc_error(caught.value), SessionEnded)
+    listed = revocation_pb2.ListRevocationsRequest()
+    feed = (await api.revocations.ListRevocations(listed, metadata=await api.admin())).revocations
+    assert [each.kind for each in feed] == [revocation_pb2.REVOCATION_KIND_GRANT] + 15 * [
+        revocation_pb2.REVOCATION_KIND_TOKEN
+    ]
+
+
+@pytest.mark.requirement("R2")
+async def test_a_service_that_revokes_token_after_token_is_told_to_wait_and_stays_logged_in(api: Api) -> None:
+    service = await api.create_service("orders")
+
+    async def revoke() -> None:
+        token = (await api.login_service("orders", service.client_secret)).access_token
+        await api.tokens.Revoke(token_pb2.RevokeRequest(token=token))
+
+    for _ in range(15):
+        await revoke()
+    error = await refusal(revoke())
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_seconds > 600
+    token = (await api.login_service("orders", service.client_secret)).access_token
+    request = revocation_pb2.RevokeTokenRequest(token=token)
+    await api.revocations.RevokeToken(request, metadata=await api.admin())
 
 
 @pytest.mark.requirement("R2")

@@ -146,7 +146,7 @@ class SqlAccountStore:
             if ADMIN_ROLE not in roles:
                 check_admin_remains(connection, row)
             account, version = _change(connection, row, moment, roles=join_words(roles))
-            write_audit(connection, act, moment, "account.set_roles", account.account_id, note=join_words(roles))
+            write_audit(connection, act, moment, "account.set_roles", account.account_id, subject=join_words(roles))
             return account, version
 
         return await self._access.write(work)

@@ -47,14 +47,22 @@ class SqlAuditStore:
         self._noted: Counter[str] = Counter()
 
     async def note_refusal(
-        self, action: str, reason: str, name_hash: str, act: Act, account_id: str | None = None
+        self,
+        action: str,
+        reason: str,
+        name_hash: str,
+        act: Act,
+        account_id: str | None = None,
+        subject: str = "",
     ) -> None:
         minute = int(self._clock.now()) // 60
         if minute != self._minute:
             self._minute, self._noted = minute, Counter()
-        key, note = f"{action} {reason} {name_hash} {act.origin} {minute}", ""
+        who = name_hash or account_id or ""
+        key, note = f"{action} {reason} {subject} {who} {act.origin} {minute}", ""
         if len(self._noted) >= NAMES_A_MINUTE and key not in self._noted:
-            act, name_hash, account_id = replace(act, origin="", user_agent=""), "", None
+            act = replace(act, origin="", user_agent="", caller=None)
+            name_hash, account_id, subject = "", None, ""
             key, note = f"{action} {reason} many {minute}", "many names"
         self._noted[key] += 1
         count = self._noted[key]
@@ -67,7 +75,7 @@ class SqlAuditStore:
             counted = update(audit_personal).where(audit_personal.c.refusal_key == key)
             counted = counted.values(attempt_count=audit_personal.c.attempt_count + added)
             if connection.execute(counted).rowcount == 0:
-                ids: dict[str, str | None] = {"account_id": account_id, "grant_id": None, "subject": ""}
+                ids: dict[str, str | None] = {"account_id": account_id, "grant_id": None, "subject": subject}
                 insert_event(connection, act, moment, action, reason, personal, ids, key, added)
 
         try:

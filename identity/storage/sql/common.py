@@ -54,9 +54,15 @@ def split_words(text: str) -> tuple[str, ...]:
 
 
 def publish(
-    connection: Connection, kind: EntryKind, name: str, latest_expire_time: int, moment: Moment, minimum: int = 0
+    connection: Connection,
+    kind: EntryKind,
+    name: str,
+    latest_expire_time: int,
+    moment: Moment,
+    minimum: int = 0,
+    grant_id: str | None = None,
 ) -> int | None:
-    """Append to the feed, if a token it concerns can still be alive; -> the version.
+    """Append to the feed, if a token it concerns can still be alive; -> the version. *grant_id*: of a token.
 
     Versions have no gaps: the number is taken from the head in the transaction of the act, under the write lock.
     """
@@ -64,7 +70,7 @@ def publish(
         return None
     taken = update(feed_head).values(version=feed_head.c.version + 1).returning(feed_head.c.version)
     version: int = connection.execute(taken).scalar_one()
-    entry = {"kind": int(kind), "name": name, "minimum": minimum}
+    entry = {"kind": int(kind), "name": name, "minimum": minimum, "grant_id": grant_id}
     expire_time = latest_expire_time + ENTRY_MARGIN_SECONDS
     connection.execute(insert(revocations).values(version=version, expire_time=expire_time, **entry))
     connection.info[PUBLISHED] = True
@@ -126,8 +132,8 @@ def write_audit(
 ) -> None:
     """The row of an act that is done, in its own transaction.
 
-    *account_id*, *grant_id* and *subject* (a role's name, a key's id) are whom it concerns, and stay. *note*, like the
-    place of the act, goes with the person when either account is erased.
+    *account_id*, *grant_id* and *subject* (roles, scopes, a key's id) are whom and what it concerns, and stay. *note*,
+    like the place of the act, goes with the person when either account is erased.
     """
     ids = {"account_id": account_id, "grant_id": grant_id, "subject": subject}
     insert_event(connection, act, moment, action, OK, Personal(act.origin, act.user_agent, note), ids)

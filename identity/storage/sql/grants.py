@@ -67,7 +67,7 @@ class SqlGrantStore:
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            return _end(connection, find_grant(connection, grant_id), reason, note, act, moment)
+            return end_grant(connection, find_grant(connection, grant_id), reason, note, act, moment)
 
         return await self._access.write(work)
 
@@ -79,7 +79,7 @@ class SqlGrantStore:
                 raise GrantNotFound()
             if not is_live(row, moment):
                 raise GrantNotFound()
-            return _end(connection, row, reason, "", act, moment)
+            return end_grant(connection, row, reason, "", act, moment)
 
         return await self._access.write(work)
 
@@ -98,7 +98,7 @@ class SqlGrantStore:
             row = find_grant(connection, grant_id)
             if row is None or row["kind"] == GrantKind.SESSION:
                 raise GrantNotFound()
-            return _end(connection, row, reason, note, act, moment)
+            return end_grant(connection, row, reason, note, act, moment)
 
         return await self._access.write(work)
 
@@ -178,9 +178,10 @@ def _is_bearer(row: RowMapping) -> bool:
     return bool(row["kind"] == GrantKind.SESSION or row["api_key_use"] == ApiKeyUse.BEARER)
 
 
-def _end(
+def end_grant(
     connection: Connection, row: RowMapping | None, reason: EndReason, note: str, act: Act, moment: Moment
 ) -> Ended:
+    """End the grant of a row of joined_grants, and tell the peers. Raises GrantNotFound (no row)."""
     if row is None:
         raise GrantNotFound()
     if row["end_time"] is not None:

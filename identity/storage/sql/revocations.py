@@ -7,16 +7,23 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from identity.domain.grants import TokenStatus
-from identity.domain.values import Act, KeyState, Standing, TokenIdentity
+from identity.domain.grants import GrantKind, TokenStatus
+from identity.domain.values import Act, EndReason, KeyState, Standing, TokenIdentity
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, entry_of, publish, write_audit
+from identity.storage.sql.grants import end_grant
 from identity.storage.sql.rows import confirm_caller, find_grant, is_live, is_recorded
 from identity.storage.tables import feed_head, revocations, roles, signing_keys
+from identity_client.errors import Overloaded
 from identity_client.trust.entries import PACKED_KINDS, Batch, Entry, EntryKind, id_bytes
 
 BATCH_ENTRIES = 2_500
 """So many rows at a time: what applies them does not hold an event loop for longer than a few milliseconds."""
+
+
+TOKENS_OF_A_GRANT = 15
+"""Revoked tokens of one grant that stand in the feed at a time, if their holders put them there: whoever mints tokens
+without end must not fill every peer with them."""
 
 
 class SqlRevocationStore:
@@ -30,7 +37,9 @@ class SqlRevocationStore:
             confirm_caller(connection, act, moment)
             if is_recorded(connection, EntryKind.TOKEN, token.token_id):
                 return None
-            version = publish(connection, EntryKind.TOKEN, token.token_id, expire_time, moment)
+            if act.caller is None and (full_until := _full_until(connection, token.grant_id, moment)):
+                return _collapse(connection, token.grant_id, full_until, act, moment)
+            version = publish(connection, EntryKind.TOKEN, token.token_id, expire_time, moment, grant_id=token.grant_id)
             if version is not None:
                 write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
             return version
@@ -82,6 +91,28 @@ class SqlRevocationStore:
             return epoch, version, [_batch_of(part) for part in rows.partitions()]
 
         return await self._access.read(work)
+
+
+def _full_until(connection: Connection, grant_id: str, moment: Moment) -> int | None:
+    """When fewer than TOKENS_OF_A_GRANT of the grant's tokens will stand in the feed; None if fewer do now."""
+    live = select(revocations.c.expire_time).where(
+        revocations.c.grant_id == grant_id, revocations.c.expire_time > moment.now
+    )
+    newest_first = live.order_by(revocations.c.expire_time.desc())
+    return connection.execute(newest_first.offset(TOKENS_OF_A_GRANT - 1).limit(1)).scalar()
+
+
+def _collapse(connection: Connection, grant_id: str, full_until: int, act: Act, moment: Moment) -> int | None:
+    """End a session whose tokens are revoked one by one; -> the feed's version. Raises Overloaded: a credential must
+    not end for the tokens that were taken with it."""
+    row = find_grant(connection, grant_id)
+    if row is None or row["kind"] != GrantKind.SESSION:
+        raise Overloaded(
+            "Too many tokens of this credential were revoked lately: repeat the call later, or end the credential.",
+            full_until - moment.now,
+        )
+    note = f"more than {TOKENS_OF_A_GRANT} of its tokens were revoked"
+    return end_grant(connection, row, EndReason.REVOKED, note, act, moment).version
 
 
 def _batch_of(rows: Iterable[Any]) -> Batch:

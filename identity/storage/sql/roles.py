@@ -43,7 +43,7 @@ class SqlRoleStore:
                 connection.execute(insert(roles).values(minimum_policy_version=version, **row, **times))
             except IntegrityError:
                 raise RoleAlreadyExists() from None
-            write_audit(connection, act, moment, "role.create", note=join_words(scopes), subject=name)
+            write_audit(connection, act, moment, "role.create", subject=join_words((name, *scopes)))
             note_done(connection, act, name, moment)
             return _role(_row(connection, name))
 
@@ -73,7 +73,7 @@ class SqlRoleStore:
                 if not set(old.scopes).issubset(scopes):
                     version = _outdate(connection, name, policy_version, moment)
             connection.execute(update(roles).where(roles.c.name == name).values(update_time=moment.now, **values))
-            write_audit(connection, act, moment, "role.update", note=join_words(scopes), subject=name)
+            write_audit(connection, act, moment, "role.update", subject=join_words((name, *scopes)))
             return _role(_row(connection, name)), version
 
         return await self._access.write(work)

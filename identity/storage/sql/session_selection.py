@@ -52,15 +52,23 @@ class SqlSessionSelection:
             if confirm:
                 confirm_caller(connection, act, moment)
             conditions = _conditions(which, part, moment)
+            is_caller_among = _is_caller_among(connection, conditions, act)
             version = publish_grants(connection, conditions, moment)
             ended = update(grants).where(*conditions).values(end_time=moment.now, end_reason=EndReason.REVOKED)
             count = connection.execute(ended).rowcount
-            if count or confirm:
+            if count or part.after is None:
                 account_id = None if which.account is None else which.account.account_id
                 write_audit(connection, act, moment, "sessions.revoke", account_id, note=f"{count} sessions, {note}")
-            return Ended(count, version)
+            return Ended(count, version, is_caller_among)
 
         return await self._access.write(work)
+
+
+def _is_caller_among(connection: Connection, conditions: list[ColumnElement[bool]], act: Act) -> bool:
+    if act.caller is None:
+        return False
+    own = select(grants.c.grant_id).where(grants.c.grant_id == act.caller.grant_id, *conditions)
+    return connection.execute(own).first() is not None
 
 
 def _conditions(which: SessionFilter, part: SessionPart, moment: Moment) -> list[ColumnElement[bool]]:

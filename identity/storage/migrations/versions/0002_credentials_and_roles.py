@@ -25,6 +25,7 @@ def upgrade() -> None:
         "accounts", sa.Column("password_change_required", sa.Boolean, nullable=False, server_default=sa.false())
     )
     _change_grants()
+    _change_revocations()
     _create_roles()
     op.create_table(
         "used_assertions",
@@ -60,6 +61,16 @@ def _change_grants() -> None:
         ["lookup_name"],
         unique=True,
         sqlite_where=sa.text("end_time IS NULL AND lookup_name IS NOT NULL"),
+    )
+
+
+def _change_revocations() -> None:
+    op.add_column("revocations", sa.Column("grant_id", sa.Text))
+    op.create_index(
+        "revocations_by_grant",
+        "revocations",
+        ["grant_id", "expire_time"],
+        sqlite_where=sa.text("grant_id IS NOT NULL"),
     )
 
 
