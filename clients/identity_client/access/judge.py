@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from identity_client.principal import BearerKind, Principal
 from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.verifier import Verifier
+from identity_client.trust.source import Answer
 from identity_client.trust.state import TrustState
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -52,6 +53,20 @@ class Ask:
     raw_token: str = field(repr=False)
     is_anew: bool
     is_stale: bool = False
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A caller who is genuine; a source of revocations is still to be asked about *claims*. Its answer goes to
+    *decide*, which raises TrustStale, a TokenError, PermissionMissing, AuthenticationTooOld."""
+
+    claims: Claims = field(repr=False)
+    decide: Callable[[Answer], Judgement | Ask]
+
+
+Step = Judgement | Ask | Look
+"""A judgement, or what is missing for one."""
 
 
 class Judge:
@@ -78,7 +93,7 @@ class Judge:
         confirmed.update(method for method in self.rules.methods() if self.options.find(method).on_stale == "confirm")
         return sorted(confirmed)
 
-    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
+    def judge(self, method: str, metadata: Metadata | None) -> Step:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
         PermissionMissing, AuthenticationTooOld. On a public method a credential, if there is one, must hold."""
         rule = self.rules.find(method)
@@ -89,19 +104,9 @@ class Judge:
             if rule.public:
                 return Judgement(None)
             raise CredentialsMissing()
-        terms = self.options.find(method)
-        is_stale = self._is_stale(terms)
-        must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
-        is_accepted_stale = is_stale and not must_confirm
-        kind = opaque.kind_of(raw_token)
-        if kind in _OPAQUE_BEARERS:
-            opaque.split_secret(raw_token, kind)  # a typing error costs no call
-            return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
-        claims = self._verifier.verify(raw_token)
-        self._check(rule, claims)
-        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
+        return self._judge_bearer(method, rule, raw_token)
 
-    def admit(self, ask: Ask, claims: Claims) -> Judgement:
+    def admit(self, ask: Ask, claims: Claims) -> Judgement | Look:
         """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as
         to any other. Raises a TokenError, PermissionMissing, AuthenticationTooOld."""
         self._verifier.check_introspected(claims)
@@ -120,6 +125,26 @@ class Judge:
         terms = self.options.find(method)
         if self._is_stale(terms) and terms.on_stale == "confirm":
             raise TrustStale()
+
+    def _judge_bearer(self, method: str, rule: Rule, raw_token: str) -> Step:
+        terms = self.options.find(method)
+        is_stale = self._is_stale(terms)
+        must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
+        is_accepted_stale = is_stale and not must_confirm
+        kind = self._opaque_kind(raw_token)
+        if kind is not None:
+            return Ask(rule, kind, raw_token, must_confirm, is_accepted_stale, method)
+        claims = self._verifier.verify(raw_token)
+        self._check(rule, claims)
+        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
+
+    def _opaque_kind(self, raw_token: str) -> BearerKind | None:
+        """Raises TokenMalformed: a typing error costs no call."""
+        kind = opaque.kind_of(raw_token)
+        if kind not in _OPAQUE_BEARERS:
+            return None
+        opaque.split_secret(raw_token, kind)
+        return _OPAQUE_BEARERS[kind]
 
     def _is_stale(self, terms: Terms) -> bool:
         """Whether the trust state is older than allowed. Raises TrustStale where that, or its absence, refuses."""
