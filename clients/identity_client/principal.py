@@ -79,8 +79,8 @@ class Principal:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What the account is."""
-        return self.claims.roles
+        """What the account is; empty for a token that is limited to its scopes, which no role is to widen."""
+        return () if self.claims.is_limited else self.claims.roles
 
     @property
     def actors(self) -> tuple[str, ...]:

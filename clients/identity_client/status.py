@@ -25,6 +25,7 @@ from identity_client.errors import (
 
 if TYPE_CHECKING:
     import grpc
+    from grpc.aio import AioRpcError
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
@@ -98,6 +99,15 @@ def unpack(raw: bytes) -> IdentityError | None:
     error.refused_by = info.metadata.get("refused_by", "")
     error.refused_audience = info.metadata.get("audience", "")
     return error
+
+
+def to_rpc_error(error: IdentityError) -> AioRpcError:
+    """*error* as if the called service had raised it, for callers (threaded ones too) that expect what grpc raises."""
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError, Metadata
+
+    trailers = Metadata((STATUS_DETAILS_KEY, pack(error)))
+    return AioRpcError(StatusCode[error.status], Metadata(), trailers, message_of(error))
 
 
 def from_rpc_error(error: grpc.RpcError) -> IdentityError:

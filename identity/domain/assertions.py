@@ -90,8 +90,8 @@ def _check_times(claims: dict[str, Any], now: float, leeway: int) -> int:
 
 def _time(claims: dict[str, Any], name: str) -> int:
     value = claims.get(name)
-    if type(value) is float and value.is_integer():
-        value = int(value)  # RFC 7519 section 2 lets a NumericDate be written with a fraction
+    if type(value) is float and 0 < value < _TIME_LIMIT:
+        value = int(value)  # RFC 7519 section 2 lets a NumericDate have a fraction, and time.time() has one
     if type(value) is not int or not 0 < value < _TIME_LIMIT:
         raise Rejected(Cause.ASSERTION_MALFORMED)
     return value

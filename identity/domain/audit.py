@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
-from identity_client.errors import DependencyDown, Overloaded
+from identity_client.errors import DependencyDown, InvalidRequest, Overloaded
 
 from .accounts import normalise_ref
 from .audit_events import AuditFilter, AuditPage
@@ -51,15 +51,20 @@ class AuditReader:
         """Events with ids above *after* (None: from now on), the oldest first, then each as it is committed.
 
         The first page comes at once, even empty; next_id of each is the *after* to resume with. Nothing waits in
-        memory for a reader who is slow. Raises AccountNotFound, Overloaded, DependencyDown (the service stops).
+        memory for a slow reader. Raises AccountNotFound, InvalidRequest (*after* lies beyond the end), Overloaded,
+        DependencyDown (the service stops).
         """
         if self._watchers >= MAXIMUM_WATCHERS:
             raise Overloaded("Too many streams of the audit log are open: repeat the call later.")
         self._watchers += 1
         try:
             resolved = await self._resolved(wanted)
-            start = await self._audit.newest_id() if after is None else after
-            async with contextlib.aclosing(self._follow(resolved, start)) as found:
+            newest = await self._audit.newest_id()
+            if after is not None and after > newest:
+                raise InvalidRequest(
+                    f"the log ends at {newest}: it was set back, or the id is another's", "after_event_id"
+                )
+            async with contextlib.aclosing(self._follow(resolved, newest if after is None else after)) as found:
                 async for page in found:
                     yield page
         finally:

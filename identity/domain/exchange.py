@@ -71,30 +71,34 @@ class Exchanger:
                 latest_expire_time=min(subject.expire_time, snapshot.latest_expire_time or subject.expire_time),
                 certificate_thumbprint=thumbprint,
                 actors=actors,
+                is_limited=snapshot.is_limited or subject.is_limited or bool(wanted.scopes),
             )
 
         def admit(snapshot: GrantSnapshot) -> None:
             self._minter.check_budget(shaped(snapshot))
 
-        derived = Derivation(subject.grant_id, subject.generation, self._minter.lifetime)
+        derived = Derivation(
+            subject.grant_id, subject.token_id, subject.generation, self._minter.lifetime, audience, is_own
+        )
         acting = act if is_own or act.caller is None else replace(act, caller=_with_scope(act.caller))
         return self._minter.issue(shaped(await self._grants.derive(derived, admit, acting)))
 
     async def _subject(self, raw_token: str, caller: Principal) -> tuple[Claims, bool]:
         """What is exchanged, and whether it is the caller's own."""
-        may_act = EXCHANGE_SCOPE in caller.scopes
-        if may_act:
-            received = await self._introspector.introspect(raw_token, Asker(caller.client_id))
-            if received is not None and received.claims.grant_id != caller.grant_id:
-                return received.claims, False
+        received = await self._introspector.introspect(raw_token, Asker(caller.client_id))
+        if received is not None and received.claims.grant_id != caller.grant_id:
+            if EXCHANGE_SCOPE not in caller.scopes:
+                raise PermissionMissing(f"To act for another account needs the scope {EXCHANGE_SCOPE}.")
+            return received.claims, False
         own = await self._introspector.introspect(raw_token, Asker(self._service_name))
-        if own is None or (may_act and own.claims.grant_id != caller.grant_id):
+        if own is None or own.claims.grant_id != caller.grant_id:
             raise TokenMalformed("The subject token is not active, or not meant for the caller.")
-        if own.claims.grant_id != caller.grant_id:
-            raise PermissionMissing(f"To act for another account needs the scope {EXCHANGE_SCOPE}.")
         if own.claims.audience != self._service_name:
             # Whoever received a token for a group could otherwise turn it into one for a service outside the group.
             raise PermissionMissing(f"To exchange a token of one's own needs one for {self._service_name}.")
+        if own.claims.actors or caller.actors:
+            # It is in the hands of a service, which would go on acting when it may no longer.
+            raise PermissionMissing("A token that was exchanged for a service is exchanged by that service alone.")
         return own.claims, True
 
 

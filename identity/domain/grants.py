@@ -45,15 +45,22 @@ class GrantSnapshot:
     latest_expire_time: int | None = None  # what is issued now must expire by then: the grant itself does
     certificate_thumbprint: str = ""
     actors: tuple[str, ...] = ()
+    is_limited: bool = False  # to the scopes that were asked for: its roles open nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """Another token of a grant whose account is still of this generation."""
+    """Another token of a grant: of which subject token (token_id is empty for an opaque one), and for whom.
+
+    *is_own*: the account itself asks, so that the audiences of its credential bind it.
+    """
 
     grant_id: str
+    token_id: str
     generation: int
     access_lifetime: int
+    audience: str
+    is_own: bool
 
 
 Admit = Callable[[GrantSnapshot], None]

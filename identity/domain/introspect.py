@@ -129,6 +129,7 @@ class Introspector:
             roles=snapshot.roles,
             authentication_time=snapshot.authentication_time,
             authentication_methods=snapshot.authentication_methods,
+            is_limited=snapshot.is_limited,
         )
 
 

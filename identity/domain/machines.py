@@ -134,11 +134,13 @@ class MachineAuthenticator:
     async def _prove_certificate(self, chain_pem: bytes | None) -> _Proved:
         now = datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
         certificate = read_certificate(chain_pem, self._authorities, now)
+        is_registered = False
         for name in certificate.names:
             record = await self._credentials.find_by_name(GrantKind.CERTIFICATE, name)
-            if record is not None:
-                return _Proved(_live(record), thumbprint=certificate.thumbprint)
-        raise Rejected(Cause.CERTIFICATE_UNREGISTERED)
+            if record is not None and record.is_live:
+                return _Proved(record, thumbprint=certificate.thumbprint)
+            is_registered = is_registered or record is not None
+        raise Rejected(Cause.CREDENTIAL_ENDED if is_registered else Cause.CERTIFICATE_UNREGISTERED)
 
     async def _find(self, grant_id: str, kind: GrantKind, secret: bytes) -> CredentialRecord:
         """The credential whose secret fits. Raises Rejected; an unknown one costs the same comparison."""

@@ -107,6 +107,7 @@ class Minter:
             authentication_methods=snapshot.authentication_methods,
             certificate_thumbprint=snapshot.certificate_thumbprint,
             actors=snapshot.actors,
+            is_limited=snapshot.is_limited,
         )
 
     def _expire_time(self, snapshot: GrantSnapshot) -> int:

@@ -339,7 +339,7 @@ class AuditStore(Protocol):
         """At most *limit* events with ids above *after*, the oldest first. next_id: give it as *after*; never None."""
 
     async def newest_id(self) -> int:
-        """The id of the newest event, 0 for none."""
+        """The highest id that an event ever had, 0 for none."""
 
 
 class AuditSealStore(Protocol):

@@ -183,6 +183,7 @@ def introspection(active: Active | None) -> token_pb2.IntrospectResponse:
         certificate_thumbprint=claims.certificate_thumbprint,
         key_id=claims.key_id,
         actors=claims.actors,
+        limited=claims.is_limited,
     )
     if claims.expire_time != NO_END:
         message.expire_time.CopyFrom(timestamp(claims.expire_time))

@@ -519,7 +519,9 @@ class TokenCheck(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What was checked: form, key, signature, issuer, time, revocation, secret, grant, account, roles, use."""
+    """What was checked: form, key, signature, issuer, time, revocation, secret, grant, account, roles,
+    use; verifier where nothing of these fails and services refuse the text all the same.
+    """
     outcome: Global___CheckOutcome.ValueType
     """How it ended."""
     reason: _builtins.str

@@ -236,6 +236,7 @@ class IntrospectResponse(_message.Message):
     CERTIFICATE_THUMBPRINT_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     ACTORS_FIELD_NUMBER: _builtins.int
+    LIMITED_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether the token would be accepted by the caller now."""
     token_id: _builtins.str
@@ -260,9 +261,13 @@ class IntrospectResponse(_message.Message):
     """
     key_id: _builtins.str
     """The header kid; empty for opaque texts."""
+    limited: _builtins.bool
+    """Whether the token is limited to its scopes, by the log-in, the credential or an exchange: then
+    its roles open nothing, the claim lim.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes. Scopes of the identity service itself are named to it alone."""
+        """The scopes. Those of the identity service itself stand only where audience is that service."""
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -309,10 +314,11 @@ class IntrospectResponse(_message.Message):
         certificate_thumbprint: _builtins.str = ...,
         key_id: _builtins.str = ...,
         actors: _abc.Iterable[_builtins.str] | None = ...,
+        limited: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["authentication_time", b"authentication_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "actors", b"actors", "audience", b"audience", "authentication_methods", b"authentication_methods", "authentication_time", b"authentication_time", "certificate_thumbprint", b"certificate_thumbprint", "client_id", b"client_id", "expire_time", b"expire_time", "generation", b"generation", "grant_id", b"grant_id", "issue_time", b"issue_time", "key_id", b"key_id", "kind", b"kind", "policy_version", b"policy_version", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "actors", b"actors", "audience", b"audience", "authentication_methods", b"authentication_methods", "authentication_time", b"authentication_time", "certificate_thumbprint", b"certificate_thumbprint", "client_id", b"client_id", "expire_time", b"expire_time", "generation", b"generation", "grant_id", b"grant_id", "issue_time", b"issue_time", "key_id", b"key_id", "kind", b"kind", "limited", b"limited", "policy_version", b"policy_version", "roles", b"roles", "scopes", b"scopes", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

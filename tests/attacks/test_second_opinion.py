@@ -48,6 +48,7 @@ all_claims = st.builds(
     authentication_methods=st.sampled_from([(), ("pwd",)]),
     certificate_thumbprint=st.just("") | st.binary(min_size=32, max_size=32).map(base64url),
     actors=st.lists(printable, max_size=4).map(tuple),
+    is_limited=st.booleans(),
 )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,18 @@ from identity.v1 import account_pb2, session_pb2
 from identity_client import aio, status
 from identity_client.access.rules import Rule
 from identity_client.aio.environment import ConfigurationError, Connection
-from identity_client.errors import IdentityError, PermissionMissing, TokenOutdated, WrongAudience
+from identity_client.clock import Clock, SystemClock
+from identity_client.errors import IdentityError, PermissionMissing, TokenOutdated, UnknownAudience, WrongAudience
 from identity_client.principal import NoPrincipal, Principal
+from tests.clients.issuer import FixedClock
 from tests.rpc.api import Api, bearer
 from tests.rpc.refusals import refusal
 
 METHODS = {f"/{name}.v1.{name.title()}/Call": Rule(scopes=frozenset({"work.read"})) for name in ("orders", "stock")}
 METHODS["/billing.v1.Billing/Call"] = Rule(scopes=frozenset({"work.read"}))
+
+LIFETIME_SECONDS = 600
+LEEWAY_SECONDS = 5
 
 Handle = Callable[[Any, Any], Awaitable[bytes]]
 
@@ -34,9 +39,10 @@ Handle = Callable[[Any, Any], Awaitable[bytes]]
 class Town:
     """The identity service, a user, and services that call each other."""
 
-    def __init__(self, api: Api, stack: AsyncExitStack) -> None:
+    def __init__(self, api: Api, stack: AsyncExitStack, clock: Clock) -> None:
         self.api = api
         self.stack = stack
+        self.clock = clock
         self.ids: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
 
@@ -48,7 +54,7 @@ class Town:
         return Connection(self.api.address, name, self._secrets[name])
 
     async def connect(self, name: str) -> aio.Identity:
-        return await self.stack.enter_async_context(aio.Identity(self.connection(name)))
+        return await self.stack.enter_async_context(aio.Identity(self.connection(name), clock=self.clock))
 
     async def serve(self, name: str, identity: aio.Identity, handle: Handle) -> str:
         """A guarded service of one method; -> its address."""
@@ -64,17 +70,30 @@ class Town:
         return f"127.0.0.1:{port}"
 
 
-@pytest.fixture
-async def town(api: Api) -> AsyncIterator[Town]:
+@asynccontextmanager
+async def founded(api: Api, clock: Clock) -> AsyncIterator[Town]:
     assert api.server.house is not None
     scopes = ("identity.exchange", "identity.introspect", "identity.watch", "work.read")
     await api.server.house.roles.create("hop", scopes, "", LOCAL_ACT)
     await api.server.house.roles.create("worker", ("work.read", "work.write"), "", LOCAL_ACT)
     async with AsyncExitStack() as stack:
-        town = Town(api, stack)
+        town = Town(api, stack, clock)
         for name in ("orders", "billing", "stock"):
             await town.add_account(name)
-        await api.create_user("alice", "worker")
+        town.ids["alice"] = (await api.create_user("alice", "worker")).account_id
+        yield town
+
+
+@pytest.fixture
+async def town(api: Api) -> AsyncIterator[Town]:
+    async with founded(api, SystemClock()) as town:
+        yield town
+
+
+@pytest.fixture
+async def timed_town(timed_api: Api, server_clock: FixedClock) -> AsyncIterator[Town]:
+    """The same, in a time that stands still until the test moves it, for the service and its peers alike."""
+    async with founded(timed_api, server_clock) as town:
         yield town
 
 
@@ -177,6 +196,31 @@ async def test_five_hundred_calls_across_a_role_change_fail_not_once_and_renew_o
     assert 1 <= logins_of(database, town.ids["orders"]) - before <= 2
 
 
+@pytest.mark.requirement("R73")
+async def test_five_hundred_calls_across_an_expiry_fail_not_once_and_renew_once(
+    timed_town: Town, server_clock: FixedClock, tmp_path: Path
+) -> None:
+    database = tmp_path / "identity.db"
+    orders, stock = await timed_town.connect("orders"), await timed_town.connect("stock")
+
+    async def tell_token(_: Any, __: Any) -> bytes:
+        return identity_client.current_principal().token_id.encode()
+
+    address = await timed_town.serve("stock", stock, tell_token)
+    async with orders.channel(address, audience="stock") as channel:
+        first = await call(channel, "stock")
+        before = logins_of(database, timed_town.ids["orders"])
+        calls = [asyncio.ensure_future(call(channel, "stock")) for _ in range(250)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        server_clock.wall += LIFETIME_SECONDS + LEEWAY_SECONDS
+        calls += [asyncio.ensure_future(call(channel, "stock")) for _ in range(250)]
+        answers = await asyncio.gather(*calls)
+    assert first in answers
+    assert len(set(answers)) == 2
+    # One renewal for stock, and at most one of the token that the trust stream itself uses.
+    assert 1 <= logins_of(database, timed_town.ids["orders"]) - before <= 2
+
+
 def logins_of(database: Path, account_id: str) -> int:
     with closing(sqlite3.connect(database)) as connection:
         query = "SELECT count(*) FROM audit_events WHERE action = 'client_secret.use' AND account_id = ?"
@@ -228,11 +272,39 @@ async def test_on_behalf_of_nobody_is_an_error_of_the_caller(town: Town) -> None
     await channel.close()
 
 
+@pytest.mark.parametrize("shape", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_where_no_token_can_be_had_a_call_fails_as_calls_do(town: Town, shape: str) -> None:
+    """With an RpcError that handlers expect, and in it the class that the identity service raised."""
+    orders, threaded = await town.connect("orders"), identity_client.Identity(town.connection("orders"))
+    await asyncio.to_thread(threaded.__enter__)
+    town.stack.push_async_callback(asyncio.to_thread, threaded.__exit__, None, None, None)
+    message = iter([b""]) if shape.startswith("stream") else b""
+    async with orders.channel("127.0.0.1:1", audience="nowhere") as channel:
+        made = getattr(channel, shape)("/stock.v1.Stock/Call")(message)
+        assert isinstance(await refusal(aiter(made).__anext__() if shape.endswith("stream") else made), UnknownAudience)
+    with threaded.channel("127.0.0.1:1", audience="nowhere") as blocking:
+        method = getattr(blocking, shape)("/stock.v1.Stock/Call")
+        made = asyncio.to_thread(lambda: list(method(message)))
+        assert isinstance(await refusal(made), UnknownAudience)
+
+
 @pytest.mark.requirement("R48")
 async def test_no_token_leaves_the_machine_in_plain_text(town: Town) -> None:
     orders = await town.connect("orders")
     with pytest.raises(ConfigurationError):
         orders.channel("stock.example.com:50054", audience="stock")
+
+
+@pytest.mark.requirement("R17")
+async def test_one_access_token_for_a_group_is_accepted_by_two_services_of_it(town: Town) -> None:
+    alice = bearer((await town.api.login("alice", audience="internal")).access_token)
+    seen = []
+    for name in ("orders", "stock"):
+        address = await town.serve(name, await town.connect(name), tell)
+        async with grpc.aio.insecure_channel(address) as channel:
+            method: Any = channel.unary_unary(f"/{name}.v1.{name.title()}/Call")
+            seen.append(await method(b"", metadata=alice))
+    assert seen[0] == seen[1] == f"{town.ids['alice']} work.read work.write by".encode()
 
 
 async def test_a_token_for_stock_is_refused_by_orders(town: Town) -> None:

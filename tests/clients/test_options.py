@@ -174,6 +174,17 @@ async def test_beyond_the_staleness_allowed_an_opaque_bearer_is_introspected_ane
 
 
 @pytest.mark.requirement("R71")
+async def test_beyond_the_staleness_allowed_an_opaque_bearer_that_is_accepted_is_counted_like_any_other(
+    make_peer: MakePeer, clock: FixedClock, issuer: Issuer, service: Service, hooks: Counting
+) -> None:
+    service.claims = issuer.claims(**GOOD)._replace(token_id="", key_id="")
+    async with make_peer(on_stale="accept") as (peer, _):
+        clock.advance(31)
+        await peer.call("UnaryUnary", bearer(opaque_text(Kind.SESSION)))
+    assert (service.asked, hooks.told["stale", path("UnaryUnary")]) == (["ids_ False"], 1)
+
+
+@pytest.mark.requirement("R71")
 @pytest.mark.parametrize("on_stale", ["reject", "confirm", "accept"])
 async def test_without_a_first_snapshot_nobody_is_admitted_whatever_is_chosen(
     column: str, clock: FixedClock, issuer: Issuer, service: Service, on_stale: Any

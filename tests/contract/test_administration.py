@@ -13,6 +13,7 @@ import pytest
 
 from identity.domain.grants import CredentialTerms, GrantKind, NewCredential, SessionFilter, SessionPart
 from identity.domain.once import REMEMBERED_SECONDS
+from identity.domain.refusals import Rejected
 from identity.domain.values import Account, AccountKind, Act, EndReason, NewAccount, Once
 from identity.storage.database import Stores
 from identity.storage.sql.common import ENTRY_MARGIN_SECONDS, OPAQUE_CACHE_SECONDS
@@ -79,6 +80,19 @@ async def test_a_disabled_admin_a_service_and_a_similar_role_are_no_admin_to_rel
     await stores.accounts.set_roles(by_id(former.account_id), (), ACT)  # who is none may cease to look like one
     await stores.accounts.delete(by_id(former.account_id), "", ACT)
     assert (await stores.accounts.get(by_id(root.account_id))).roles == ("admin",)
+
+
+@pytest.mark.requirement("R11")
+@pytest.mark.parametrize("order", ["log-in first", "reset first"])
+async def test_no_log_in_by_the_old_password_outlives_a_reset(stores: Stores, order: str) -> None:
+    carol = await create_user(stores, "carol")
+    log_in_ = log_in(stores, carol)
+    reset = stores.accounts.set_password(by_id(carol.account_id), "$argon2id$new", True, ACT)
+    both: list[Awaitable[Any]] = [log_in_, reset] if order == "log-in first" else [reset, log_in_]
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+    refused = [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
+    assert refused == ([] if order == "log-in first" else [Rejected])
+    assert await live_sessions(stores) == set()
 
 
 # -- requests that act once ------------------------------------------------------------------------------------------

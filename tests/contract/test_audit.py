@@ -17,7 +17,7 @@ from identity.domain.grants import SessionTerms
 from identity.domain.sealer import SEAL_EVENTS, Sealer
 from identity.domain.values import Act, EndReason
 from identity.storage import inspection
-from identity.storage.database import Stores
+from identity.storage.database import Stores, open_stores
 from identity.storage.sql import audit as sql_audit
 from identity.storage.sql.audit import erase_audit
 from identity.storage.sql.audit_check import AuditReport, check_audit
@@ -200,6 +200,34 @@ async def test_whatever_is_tampered_with_is_found_and_named(
     assert checked(database).problems == problems
 
 
+async def test_a_genuine_seal_from_a_copy_of_the_database_does_not_fit(
+    stores: Stores, sealer: Sealer, database: Path, clock: FixedClock, tmp_path: Path
+) -> None:
+    await three_seals(stores, sealer)
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(database)) as connection, closing(sqlite3.connect(copy)) as target:
+        connection.backup(target)
+    await add_events(stores, 10)
+    await sealer.seal()
+    await add_events(stores, 1)
+    await sealer.seal()
+    other = await open_stores(f"sqlite:///{copy}", clock)
+    await add_events(other, 10)
+    await Sealer(other.audit_seals, KEY, 0, clock).seal()
+    await other.close()
+
+    tables = {"audit_events": "event_id BETWEEN 31 AND 40", "audit_personal": "event_id BETWEEN 31 AND 40"}
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"ATTACH '{copy}' AS copy")
+        for table, which in (tables | {"audit_seals": "seal_number = 4"}).items():
+            connection.execute(f"DELETE FROM {table} WHERE {which}")
+            connection.execute(f"INSERT INTO {table} SELECT * FROM copy.{table} WHERE {which}")
+        connection.commit()
+    assert checked(database).problems == [
+        "seal 5 (events 41-41) does not follow the seal before it: one of both was replaced"
+    ]
+
+
 async def test_events_removed_before_their_seal_are_missed(stores: Stores, sealer: Sealer, database: Path) -> None:
     await three_seals(stores, sealer)
     await add_events(stores, 5)
@@ -248,6 +276,22 @@ async def test_sealers_at_once_seal_every_range_once(
     assert report.unsealed_count == 0
 
 
+async def test_a_seal_made_while_old_events_were_removed_is_made_again(
+    stores: Stores, sealer: Sealer, database: Path, clock: FixedClock
+) -> None:
+    await three_seals(stores, sealer)
+    await add_events(stores, 5)
+    head, newest = await stores.audit_seals.find_end()
+    assert head is not None
+    made = KEY.seal(newest, 35, await stores.audit_seals.rows_after(30, 10), 0)
+    clock.advance(2 * 86_400)
+    await Sealer(stores.audit_seals, KEY, retention_days=1, clock=clock).remove_old()
+    assert not await stores.audit_seals.add(made, head, KEY.head(made.seal_number, head.removed_through))
+    await sealer.seal()
+    report = checked(database)
+    assert (report.problems, report.removed_through, report.unsealed_count) == ([], 3, 0)
+
+
 async def test_a_seal_covers_no_more_than_can_be_read_at_once(stores: Stores, sealer: Sealer, database: Path) -> None:
     await asyncio.gather(*(add_events(stores, 1) for _ in range(SEAL_EVENTS + 10)))
     await sealer.seal()
@@ -267,11 +311,12 @@ async def test_erasing_a_person_keeps_every_seal_valid(stores: Stores, sealer: S
     place = Act("request", "192.0.2.7", user_agent="carols-phone/1")
     session = await stores.sessions.open(new_session(carol), admit_all, place)
     by_carol = replace(act_of(session, scope=""), origin="192.0.2.8")
-    await stores.grants.end_sessions(carol.account_id, EndReason.LOGGED_OUT, by_carol)
+    await stores.accounts.disable(by_id(dave.account_id), by_carol)
     await stores.audit.note_refusal("session.open", "PASSWORD_WRONG", "c" * 64, place, carol.account_id)
     await stores.audit.note_refusal("session.open", "THROTTLED", "c" * 64, place)
     await stores.audit.note_refusal("session.open", "NAME_UNKNOWN", "e" * 64, ACT)
-    await log_in(stores, dave)
+    await stores.grants.end_sessions(carol.account_id, EndReason.LOGGED_OUT, by_carol)
+    await create_user(stores, "eve")
     await sealer.seal()
 
     erased = await stores._access.write(lambda connection, _: erase_audit(connection, carol.account_id))
@@ -279,7 +324,7 @@ async def test_erasing_a_person_keeps_every_seal_valid(stores: Stores, sealer: S
 
     assert checked(database).problems == []
     events = await all_events(stores)
-    assert erased == 5 == sum(event.personal is None for event in events)
+    assert erased == 6 == sum(event.personal is None for event in events)
     for event in events:
         concerns_carol = carol.account_id in (event.account_id, event.caller_account_id)
         assert (event.personal is None) == (concerns_carol or event.outcome == "THROTTLED")
@@ -371,8 +416,9 @@ async def test_a_refusal_that_could_not_be_written_is_written_next_time(stores: 
     await stores._access.write(lambda connection, _: connection.exec_driver_sql("PRAGMA busy_timeout = 50"))
     with closing(sqlite3.connect(database, isolation_level=None)) as blocker:
         blocker.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DependencyDown):
-            await stores.audit.note_refusal("session.open", "PASSWORD_WRONG", "a" * 64, ACT)
+        for _ in range(2):
+            with pytest.raises(DependencyDown):
+                await stores.audit.note_refusal("session.open", "PASSWORD_WRONG", "a" * 64, ACT)
         blocker.execute("ROLLBACK")
     await stores.audit.note_refusal("session.open", "PASSWORD_WRONG", "a" * 64, ACT)
     assert len(await all_events(stores, AuditFilter(outcome=REFUSED))) == 1
@@ -490,6 +536,16 @@ async def test_times_are_found_though_the_clock_was_set_back(stores: Stores, clo
     await add_events(stores, 5)
     found = await all_events(stores, AuditFilter(start_ms=before + 1, end_ms=before + 200_000))
     assert [event.event_id for event in found] == [13, 12, 11, 10, 9]
+
+
+async def test_times_are_found_though_the_clock_had_leapt_ahead(stores: Stores, clock: FixedClock) -> None:
+    before = int(clock.now() * 1_000)
+    clock.advance(600)
+    await add_events(stores, 2)
+    clock.advance(-500)
+    await add_events(stores, 8)
+    found = await all_events(stores, AuditFilter(start_ms=before + 500_000))
+    assert [event.event_id for event in found] == [5, 4]
 
 
 def rows(database: Path) -> list[tuple[object, ...]]:

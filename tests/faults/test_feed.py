@@ -51,14 +51,18 @@ class Peer:
 
 @asynccontextmanager
 async def running_peer(
-    api: Api, name: str, max_staleness_seconds: float, addresses: tuple[str, ...] = ()
+    api: Api,
+    name: str,
+    max_staleness_seconds: float,
+    addresses: tuple[str, ...] = (),
+    metrics: TrustMetrics | None = None,
 ) -> AsyncIterator[Peer]:
     """A peer that reaches the service at *addresses*, or else through its proxy."""
     service = await api.create_service(name, "peer")
     proxy = Proxy(api.address)
     await proxy.start()
-    identity = aio.Identity(aio.Connection(",".join(addresses) or proxy.address, name, service.client_secret))
-    async with identity:
+    connection = aio.Connection(",".join(addresses) or proxy.address, name, service.client_secret)
+    async with aio.Identity(connection, metrics=metrics) as identity:
         verifier = Verifier(audiences=frozenset({name, "internal"}), trust=identity.trust, clock=SystemClock())
         judge = Judge(
             rules=Rules.from_table({METHOD: Rule()}),

@@ -327,6 +327,20 @@ async def test_nothing_personal_of_a_deleted_user_is_left_in_the_database(api: A
         assert personal not in dump
 
 
+async def test_who_deletes_themselves_leaves_no_place_in_the_log(api: Api, tmp_path: Path) -> None:
+    eve = await api.create_user("eve", "admin")
+    metadata = bearer((await api.login("eve", audience="identity")).access_token)
+    request = account_pb2.DeleteAccountRequest(username="eve", reason="eve has had enough")
+    await api.accounts.DeleteAccount(request, metadata=metadata)
+    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
+        left = connection.execute(
+            "SELECT origin, user_agent, note FROM audit_personal NATURAL JOIN audit_events"
+            " WHERE account_id = :eve OR caller_account_id = :eve",
+            {"eve": eve.account_id},
+        ).fetchall()
+    assert left == [("", "", "")]
+
+
 async def test_a_deleted_service_is_no_audience_and_its_credentials_are_dead(api: Api) -> None:
     service = await api.create_service("orders", "peer")
     token = (await api.login_service("orders", service.client_secret)).access_token

@@ -250,6 +250,9 @@ async def test_a_watcher_sees_what_happens_from_now_on(api: Api) -> None:
     [event] = await next_events(stream, 1)
     assert (event.action, event.outcome) == ("session.open", "NAME_UNKNOWN")
     assert event.event_id == first.last_event_id + 1
+    await wrong_password(api, "nobody-else")
+    [event] = await next_events(stream, 1)
+    assert event.event_id == first.last_event_id + 2
     stream.cancel()
 
 
@@ -267,6 +270,15 @@ async def test_a_watcher_resumes_without_loss_or_repetition(api: Api) -> None:
     stream, again = await opened(api, admin, after_event_id=listed[-2].event_id)
     assert list(again.events) == listed[-1:]
     stream.cancel()
+
+
+@pytest.mark.parametrize("after", [-1, 1_000_000])
+async def test_a_watcher_cannot_begin_where_the_log_is_not(api: Api, after: int) -> None:
+    request = audit_pb2.WatchAuditEventsRequest(after_event_id=after)
+    watch: Any = api.audit.WatchAuditEvents(request, metadata=await api.admin())
+    error = await refusal(watch.read())
+    assert isinstance(error, errors.InvalidRequest)
+    assert error.field == "after_event_id"
 
 
 async def test_a_watcher_of_something_rare_hears_how_far_the_log_was_read(

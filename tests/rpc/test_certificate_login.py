@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 
 from identity.domain.certificates import thumbprint
+from identity.domain.values import AccountRef
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.v1 import (
@@ -113,6 +114,18 @@ async def test_a_registered_name_gives_a_token_bound_to_the_certificate(mutual: 
     payload = payload_of(grant.access_token)
     assert (payload["client_id"], payload["sid"]) == ("orders", credential.credential_id)
     assert payload["cnf"] == {"x5t#S256": thumbprint(x509.load_pem_x509_certificate(pair[0]))}
+
+
+async def test_of_several_registered_names_one_that_is_live_will_do(mutual: Mutual) -> None:
+    dead, live = await mutual.register(spiffe_id=SPIFFE_ID), await mutual.register(dns_name=DNS_NAME)
+    pair = client(mutual, x509.UniformResourceIdentifier(SPIFFE_ID), x509.DNSName(DNS_NAME))
+    assert (await mutual.log_in(pair)).grant_id == dead.credential_id
+    assert mutual.server.house is not None
+    await mutual.server.house.accounts.create_service("billing", ("peer",), LOCAL_ACT)
+    await mutual.server.house.credentials.revoke(dead.credential_id, "", LOCAL_ACT)
+    await mutual.register("billing", spiffe_id=SPIFFE_ID)
+    await mutual.server.house.accounts.disable(AccountRef(username="billing"), LOCAL_ACT)
+    assert (await mutual.log_in(pair)).grant_id == live.credential_id
 
 
 async def test_a_bound_token_is_good_over_the_connections_of_its_certificate_alone(mutual: Mutual) -> None:

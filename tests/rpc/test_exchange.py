@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -111,7 +112,61 @@ async def test_a_service_without_the_scope_acts_for_nobody(api: Api, chain: Chai
     plain = await api.create_service("plain", "peer")
     metadata = bearer((await api.login_service("plain", plain.client_secret)).access_token)
     login = await api.login("alice", audience="internal")
-    assert isinstance(await refusal(exchange(api, login.access_token, metadata, "stock")), PermissionMissing)
+    error = await refusal(exchange(api, login.access_token, metadata, "stock"))
+    assert isinstance(error, PermissionMissing)
+    assert "identity.exchange" in str(error)
+
+
+@pytest.mark.requirement("R34")
+async def test_a_token_limited_to_scopes_stays_so_and_no_role_widens_it(api: Api, chain: Chain) -> None:
+    whole = await api.login("alice", audience="orders")
+    narrowed = await api.login("alice", audience="orders", scopes=("orders.read",))
+    assert not (await introspect(api, whole.access_token, chain.orders)).limited
+    assert (await introspect(api, narrowed.access_token, chain.orders)).limited
+    passed_on = await exchange(api, narrowed.access_token, chain.orders, "billing")
+    assert (await introspect(api, passed_on.access_token, chain.billing)).limited
+    narrowed_here = await exchange(api, whole.access_token, chain.orders, "billing", "stock.read")
+    assert (await introspect(api, narrowed_here.access_token, chain.billing)).limited
+    next_hop = await exchange(api, narrowed_here.access_token, chain.billing, "orders")
+    assert (await introspect(api, next_hop.access_token, chain.orders)).limited
+    untouched = await exchange(api, whole.access_token, chain.orders, "billing")
+    assert not (await introspect(api, untouched.access_token, chain.billing)).limited
+
+
+@pytest.mark.requirement("R34")
+async def test_a_service_launders_no_token_of_its_user(api: Api, chain: Chain) -> None:
+    """As if it were the user it would drop itself from the chain, and go on when it may no longer act."""
+    login = await api.login("alice", audience="orders")
+    acting = (await exchange(api, login.access_token, chain.orders, "identity")).access_token
+    with_itself = exchange(api, acting, bearer(acting), "billing")
+    assert isinstance(await refusal(with_itself), PermissionMissing)
+    clean = (await api.login("alice", audience="identity")).access_token
+    for_another_session = exchange(api, clean, bearer(acting), "billing")
+    assert isinstance(await refusal(for_another_session), TokenMalformed)
+
+
+async def test_the_audiences_of_a_credential_bind_what_its_holder_exchanges(api: Api, chain: Chain) -> None:
+    made = await api.create_client_secret("orders", audiences=["identity", "orders"])
+    own = (await api.login_service("orders", made.client_secret, audience="identity")).access_token
+    assert (await exchange(api, own, bearer(own), "orders")).access_token
+    error = await refusal(exchange(api, own, bearer(own), "billing"))
+    assert isinstance(error, InvalidRequest)
+    assert "orders" in str(error)
+
+
+async def test_of_a_revoked_token_nothing_is_derived(api: Api, chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the revocation is committed after the token was looked at."""
+    assert api.server.house is not None
+    token = (await api.login("alice", audience="orders")).access_token
+    look, admin = api.server.house.introspector.introspect, await api.admin()
+
+    async def look_and_be_overtaken(raw_token: str, asker: Any) -> Any:
+        seen = await look(raw_token, asker)
+        await api.revocations.RevokeToken(revocation_pb2.RevokeTokenRequest(token=token), metadata=admin)
+        return seen
+
+    monkeypatch.setattr(api.server.house.introspector, "introspect", look_and_be_overtaken)
+    assert isinstance(await refusal(exchange(api, token, chain.orders, "stock")), TokenRevoked)
 
 
 @pytest.mark.requirement("R34")
@@ -181,8 +236,8 @@ async def test_an_exchange_is_audited_with_who_acted(api: Api, chain: Chain, tmp
     login = await api.login("alice")
     await exchange(api, login.access_token, chain.orders, "stock")
     with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        columns = "account_id, grant_id, caller_account_id"
+        columns = "account_id, grant_id, caller_account_id, subject"
         rows = connection.execute(f"SELECT {columns} FROM audit_events WHERE action = 'token.exchange'").fetchall()
-    [(account_id, grant_id, caller)] = rows
-    assert (grant_id, caller) == (login.session_id, chain.ids["orders"])
+    [(account_id, grant_id, caller, subject)] = rows
+    assert (grant_id, caller, subject) == (login.session_id, chain.ids["orders"], "for stock")
     assert account_id

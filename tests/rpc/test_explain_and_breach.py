@@ -12,6 +12,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from identity.server import Server
+from identity.signing import open_key
+from identity.storage.sealing import MasterKey
 from identity.v1 import (
     account_pb2,
     authentication_pb2,
@@ -224,6 +226,16 @@ async def test_an_access_token_is_told_everything_that_speaks_against_it(api: Ap
     assert failures(await explain(api, token)) == {"revocation": "TOKEN_REVOKED", "account": "TOKEN_OUTDATED"}
     await api.accounts.DisableAccount(account_pb2.DisableAccountRequest(username="eve"), metadata=admin)
     assert failures(await explain(api, token)) == dict.fromkeys(("revocation", "grant", "account"), "TOKEN_REVOKED")
+
+
+async def test_what_only_the_verifier_refuses_is_not_called_good(api: Api, tmp_path: Path) -> None:
+    house = api.server.house
+    assert house is not None
+    claims = house.verifier.verify_any_audience((await api.login("root", ADMIN_PASSWORD)).access_token)
+    [record] = await house.stores.signing_keys.list_keys()
+    signer = open_key(record, MasterKey.from_file(tmp_path / "master.key"))
+    too_long_lived = signer.sign(claims._replace(expire_time=claims.issue_time + 7_200))
+    assert failures(await explain(api, too_long_lived)) == {"verifier": "TOKEN_MALFORMED"}
 
 
 async def test_a_narrowed_role_is_named(api: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +12,26 @@ import pytest
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
+from identity_client.access.judge import Judge, Judgement, Look
+from identity_client.access.rules import Rule
+from identity_client.access.setup import make_judge
 from identity_client.aio.lookups import Lookups
-from identity_client.errors import TokenRevoked
+from identity_client.errors import (
+    CredentialsMissing,
+    MethodNotGuarded,
+    PermissionMissing,
+    TokenMalformed,
+    TokenRevoked,
+    TrustStale,
+    WrongAudience,
+)
 from identity_client.redis import RedisRevocations
 from identity_client.redis.breaker import Breaker, delay_seconds
 from identity_client.redis.schema import Schema, Sentinel
 from identity_client.tokens.claims import Claims
 from identity_client.trust.source import Answer, SourceDown
-from tests.clients.issuer import FixedClock, Issuer
+from identity_client.trust.state import TrustState
+from tests.clients.issuer import ISSUER, FixedClock, Issuer, bearer
 from tests.clients.shapes import until
 
 SCHEMA = Schema()
@@ -128,6 +141,44 @@ async def test_what_redis_says_in_an_error_is_not_repeated(monkeypatch: pytest.M
         await source.ask([claims])
     assert caught.value.__cause__ is None
     await source.close()
+
+
+@pytest.fixture
+def judge(lookups: Lookups, clock: FixedClock, issuer: Issuer) -> Judge:
+    """Of a peer that asks: Open is for anyone, Closed for clerks."""
+    trust = TrustState(clock)
+    trust.set_keys(ISSUER, [issuer.public_key])
+    rules = {"/test.Service/Open": Rule(public=True), "/test.Service/Closed": Rule(any_roles=frozenset({"clerk"}))}
+    return make_judge("orders", [], trust=trust, clock=clock, rules=rules, recollection=lookups)
+
+
+def test_what_needs_no_answer_is_judged_without_one(judge: Judge, issuer: Issuer) -> None:
+    for method, metadata, refusal in (
+        ("/test.Service/Unknown", bearer(issuer.mint()), MethodNotGuarded),
+        ("/test.Service/Closed", (), CredentialsMissing),
+        ("/test.Service/Open", bearer("nonsense"), TokenMalformed),
+        ("/test.Service/Closed", bearer("ids_nonsense"), TokenMalformed),
+        ("/test.Service/Closed", bearer(issuer.mint(audience="billing")), WrongAudience),
+    ):
+        with pytest.raises(refusal):
+            judge.judge(method, metadata)
+    assert judge.judge("/test.Service/Open", ()) == Judgement(None)
+
+
+async def test_a_genuine_token_is_judged_by_the_answer_and_then_by_the_rule(
+    judge: Judge, lookups: Lookups, issuer: Issuer
+) -> None:
+    for roles, refusal in (("clerk",), None), (("guest",), PermissionMissing):
+        step = judge.judge("/test.Service/Closed", bearer(issuer.mint(roles=roles)))
+        assert isinstance(step, Look)
+        with pytest.raises(TrustStale):
+            step.decide(Answer())
+        with pytest.raises(TokenRevoked):
+            step.decide(Answer(0.0, is_revoked=True))
+        with pytest.raises(refusal) if refusal else contextlib.nullcontext():
+            step.decide(Answer(30.0))
+        with pytest.raises(TrustStale):
+            step.decide(Answer(30.1))
 
 
 # -- what is remembered --------------------------------------------------------------------------------------------

@@ -124,6 +124,18 @@ def test_all_scopes_and_one_role_are_needed(clock: FixedClock, issuer: Issuer) -
             judge(clock, issuer, rule).judge(METHOD, bearer(issuer.mint(**lacking)))
 
 
+def test_a_token_limited_to_scopes_is_admitted_by_no_role(clock: FixedClock, issuer: Issuer) -> None:
+    by_role, by_scope = Rule(any_roles=frozenset({"clerk"})), Rule(scopes=frozenset({"a"}))
+    whole, limited = issuer.mint(scopes=("a",)), issuer.mint(scopes=("a",), is_limited=True)
+    assert judge(clock, issuer, by_role).judge(METHOD, bearer(whole))
+    with pytest.raises(PermissionMissing):
+        judge(clock, issuer, by_role).judge(METHOD, bearer(limited))
+    judgement = judge(clock, issuer, by_scope).judge(METHOD, bearer(limited))
+    assert isinstance(judgement, Judgement)
+    assert judgement.principal is not None
+    assert judgement.principal.roles == ()
+
+
 def test_an_old_log_in_and_a_machine_do_not_satisfy_a_recent_one(clock: FixedClock, issuer: Issuer) -> None:
     now = int(clock.now())
     rule = Rule(max_authentication_age_seconds=300)

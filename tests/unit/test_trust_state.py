@@ -8,6 +8,8 @@ import random
 import pytest
 
 from identity_client.errors import TokenExpired, TokenOutdated, TokenRevoked, UnknownKey
+from identity_client.tokens import compact
+from identity_client.tokens.keys import PublicKey
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.entries import Entry, EntryKind, id_text
 from identity_client.trust.revocations import Revocations
@@ -335,6 +337,25 @@ def test_the_cache_is_bounded_and_forgets_no_rule(state: TrustState, issuer: Iss
     for raw_token in tokens * 2:
         verifier.verify(raw_token)
     assert len(verifier._young) + len(verifier._old) <= 10
+
+
+def test_a_token_in_use_stays_remembered_however_many_others_pass(
+    state: TrustState, issuer: Issuer, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proved: list[bytes] = []
+    check = compact.check_signature
+
+    def note(key: PublicKey, signing_input: bytes, signature: bytes) -> bool:
+        proved.append(signing_input)
+        return check(key, signing_input, signature)
+
+    monkeypatch.setattr(compact, "check_signature", note)
+    verifier = Verifier(audiences=frozenset({"internal"}), trust=state, clock=clock, cache_size=10)
+    in_use = issuer.mint()
+    for _ in range(50):
+        verifier.verify(in_use)
+        verifier.verify(issuer.mint())
+    assert len(proved) == 51
 
 
 def test_the_digest_is_the_same_in_whatever_order_entries_come_and_go() -> None:

@@ -444,6 +444,21 @@ async def test_a_flood_of_log_ins_is_told_to_wait(
     assert int(answer.headers["retry-after"]) >= 1
 
 
+async def test_a_guesser_is_told_to_wait_and_where_the_user_is_logged_in_nothing_changes(
+    site: Site, browser: httpx.AsyncClient
+) -> None:
+    await log_in(browser)
+    async with site.browser(client=("203.0.113.66", 1)) as guesser:
+        wrong = credentials(password="wrong wrong wrong")
+        answer = await until_answer(
+            lambda: guesser.post("/session/login", json=wrong, headers=SAME), lambda answer: answer.status_code != 401
+        )
+    assert (answer.status_code, answer.json()["reason"]) == (429, "THROTTLED")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await browser.get("/account")).status_code == 200
+    await log_in(browser)
+
+
 # -- where the user is ---------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from identity_client.access.certificates import check_bound
 from identity_client.access.hooks import Hooks
-from identity_client.access.judge import Judge, Judgement
+from identity_client.access.judge import Judge
 from identity_client.access.report import Report, host_of
 from identity_client.access.streams import OpenStream
 from identity_client.errors import IdentityError, UnknownKey
@@ -69,9 +69,9 @@ class Gate:
         if not self._is_enforced_throughout and not self._judge.options.find(method).enforce:
             self.report.tick()
 
-    def admitted(self, method: str, judgement: Judgement) -> None:
-        """A call was admitted."""
-        if judgement.is_stale and self._hooks is not None:
+    def accepted_stale(self, method: str) -> None:
+        """A call was admitted although the trust state is older than allowed."""
+        if self._hooks is not None:
             self._tell(self._hooks.on_accepted_stale, method)
 
     def is_enforced(self, method: str) -> bool:

@@ -29,7 +29,8 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 _KEY = "authorization"
 _SCHEME = "bearer "  # compared without regard to case (RFC 9110 section 11.1)
-_OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
+OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
+OPAQUE_PREFIXES = tuple(kind.value for kind in OPAQUE_BEARERS)
 
 
 class Judgement(NamedTuple):
@@ -86,6 +87,7 @@ class Judge:
         self.clock = clock or SystemClock()
         self._verifier = verifier
         self._trust = trust
+        self._known = {method: (rule, self.options.find(method)) for method, rule in rules.items()}
 
     def confirmed_methods(self) -> list[str]:
         """The methods for whose callers the identity service may have to be asked."""
@@ -96,15 +98,24 @@ class Judge:
     def judge(self, method: str, metadata: Metadata | None) -> Step:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
         PermissionMissing, AuthenticationTooOld. On a public method a credential, if there is one, must hold."""
-        rule = self.rules.find(method)
-        if rule is None:
+        known = self._known.get(method)
+        if known is None:
             raise MethodNotGuarded()
-        raw_token = _bearer(metadata or ())
+        rule, terms = known
+        raw_token = bearer_of(metadata or ())
         if raw_token is None:
             if rule.public:
                 return Judgement(None)
             raise CredentialsMissing()
-        return self._judge_bearer(method, rule, raw_token)
+        is_stale = self._trust.staleness() > terms.max_staleness_seconds and self._is_borne(terms)
+        must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
+        is_accepted_stale = is_stale and not must_confirm
+        if raw_token.startswith(OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
+            opaque.split_secret(raw_token, kind)  # a typing error costs no call
+            return Ask(rule, OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
+        claims = self._verifier.verify(raw_token)
+        self._check(rule, claims)
+        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
 
     def admit(self, ask: Ask, claims: Claims) -> Judgement | Look:
         """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as
@@ -123,58 +134,35 @@ class Judge:
         else:
             self._verifier.check_introspected(principal.claims)
         terms = self.options.find(method)
-        if self._is_stale(terms) and terms.on_stale == "confirm":
+        is_stale = self._trust.staleness() > terms.max_staleness_seconds and self._is_borne(terms)
+        if is_stale and terms.on_stale == "confirm":
             raise TrustStale()
 
-    def _judge_bearer(self, method: str, rule: Rule, raw_token: str) -> Step:
-        terms = self.options.find(method)
-        is_stale = self._is_stale(terms)
-        must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
-        is_accepted_stale = is_stale and not must_confirm
-        kind = self._opaque_kind(raw_token)
-        if kind is not None:
-            return Ask(rule, kind, raw_token, must_confirm, is_accepted_stale, method)
-        claims = self._verifier.verify(raw_token)
-        self._check(rule, claims)
-        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
-
-    def _opaque_kind(self, raw_token: str) -> BearerKind | None:
-        """Raises TokenMalformed: a typing error costs no call."""
-        kind = opaque.kind_of(raw_token)
-        if kind not in _OPAQUE_BEARERS:
-            return None
-        opaque.split_secret(raw_token, kind)
-        return _OPAQUE_BEARERS[kind]
-
-    def _is_stale(self, terms: Terms) -> bool:
-        """Whether the trust state is older than allowed. Raises TrustStale where that, or its absence, refuses."""
-        if self._trust.staleness() <= terms.max_staleness_seconds:
-            return False
+    def _is_borne(self, terms: Terms) -> bool:
+        """True: a trust state older than allowed does not refuse by itself. Raises TrustStale where it does, or where
+        there is none."""
         if terms.on_stale == "reject" or not self._trust.is_ready:
             raise TrustStale()
         return True
 
     def _check(self, rule: Rule, claims: Claims) -> None:
         try:
-            self._check_rule(rule, claims)
+            if not rule.scopes.issubset(claims.scopes):
+                raise PermissionMissing()
+            if rule.any_roles and (claims.is_limited or rule.any_roles.isdisjoint(claims.roles)):
+                raise PermissionMissing()
+            if rule.max_authentication_age_seconds is not None:
+                self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
         except IdentityError as error:
             error.account_id = claims.account_id
             raise
-
-    def _check_rule(self, rule: Rule, claims: Claims) -> None:
-        if not rule.scopes.issubset(claims.scopes):
-            raise PermissionMissing()
-        if rule.any_roles and rule.any_roles.isdisjoint(claims.roles):
-            raise PermissionMissing()
-        if rule.max_authentication_age_seconds is not None:
-            self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
 
     def _check_authentication_age(self, limit: float, authentication_time: int | None) -> None:
         if authentication_time is None or self.clock.now() - authentication_time > limit:
             raise AuthenticationTooOld()
 
 
-def _bearer(metadata: Metadata) -> str | None:
+def bearer_of(metadata: Metadata) -> str | None:
     """The text after `Bearer `; None without an authorization entry. Raises CredentialsMalformed."""
     found = None
     for key, value in metadata:

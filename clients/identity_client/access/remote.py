@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from identity_client.access.judge import Ask, Judge, Judgement, Look
+from identity_client.access.judge import (
+    OPAQUE_BEARERS,
+    OPAQUE_PREFIXES,
+    Ask,
+    Judge,
+    Judgement,
+    Look,
+    Metadata,
+    bearer_of,
+)
 from identity_client.access.options import Options
 from identity_client.access.rules import Rule, Rules
 from identity_client.clock import Clock
-from identity_client.errors import TokenError, TrustStale
+from identity_client.errors import CredentialsMissing, MethodNotGuarded, TokenError, TrustStale
 from identity_client.principal import BearerKind, Principal
+from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.verifier import Verifier
 from identity_client.trust.source import Answer
@@ -47,6 +57,20 @@ class RemoteJudge(Judge):
         super().__init__(rules=rules, verifier=verifier, trust=trust, options=options, clock=clock)
         self._recollection = recollection
 
+    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask | Look:
+        rule = self.rules.find(method)
+        if rule is None:
+            raise MethodNotGuarded()
+        raw_token = bearer_of(metadata or ())
+        if raw_token is None:
+            if rule.public:
+                return Judgement(None)
+            raise CredentialsMissing()
+        if raw_token.startswith(OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
+            opaque.split_secret(raw_token, kind)
+            return Ask(rule, OPAQUE_BEARERS[kind], raw_token, rule.is_confirmed, method=method)
+        return self._look(method, rule, Principal(self._verifier.verify(raw_token), raw_token), is_anew=False)
+
     def admit(self, ask: Ask, claims: Claims) -> Look:
         """An opaque bearer of which the identity service said *claims*; the source may know better by now."""
         self._verifier.check_introspected(claims)
@@ -61,12 +85,6 @@ class RemoteJudge(Judge):
         answer.check()
         if self._is_answer_stale(method, answer) and self.options.find(method).on_stale == "confirm":
             raise TrustStale()
-
-    def _judge_bearer(self, method: str, rule: Rule, raw_token: str) -> Ask | Look:
-        kind = self._opaque_kind(raw_token)
-        if kind is not None:
-            return Ask(rule, kind, raw_token, rule.is_confirmed, method=method)
-        return self._look(method, rule, Principal(self._verifier.verify(raw_token), raw_token), is_anew=False)
 
     def _look(self, method: str, rule: Rule, principal: Principal, is_anew: bool) -> Look:
         return Look(principal.claims, lambda answer: self._decide(method, rule, principal, is_anew, answer))

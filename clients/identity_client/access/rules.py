@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -86,6 +86,10 @@ class Rules:
     def find(self, method: str) -> Rule | None:
         """The rule of a method, None for a closed one."""
         return self._by_method.get(method)
+
+    def items(self) -> Iterable[tuple[str, Rule]]:
+        """Every method that has a rule, and the rule."""
+        return self._by_method.items()
 
     def methods(self) -> list[str]:
         """Every method that has a rule."""

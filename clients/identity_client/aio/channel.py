@@ -47,7 +47,7 @@ class _Authenticating:
         self._audience = audience
 
     async def _details(self, details: Details) -> Details:
-        return with_token(details, await self._find_source().get())
+        return with_token(details, await _get(self._find_source()))
 
 
 class _UnaryUnary(_Authenticating, grpc.aio.UnaryUnaryClientInterceptor):
@@ -55,14 +55,14 @@ class _UnaryUnary(_Authenticating, grpc.aio.UnaryUnaryClientInterceptor):
         self, continuation: Continuation, client_call_details: Details, request: Any
     ) -> Any:
         source = self._find_source()
-        token = await source.get()
+        token = await _get(source)
         call = await continuation(with_token(client_call_details, token), request)
         if await call.code() is not grpc.StatusCode.UNAUTHENTICATED:
             return call
         if not is_worth_a_repeat(status.from_trailers(await call.trailing_metadata()), self._audience):
             return call
         source.discard(token)
-        return await continuation(with_token(client_call_details, await source.get()), request)
+        return await continuation(with_token(client_call_details, await _get(source)), request)
 
 
 class _UnaryStream(_Authenticating, grpc.aio.UnaryStreamClientInterceptor):
@@ -90,6 +90,13 @@ class _StreamStream(_Authenticating, grpc.aio.StreamStreamClientInterceptor):
         request_iterator: Any,
     ) -> Any:
         return await continuation(await self._details(client_call_details), request_iterator)
+
+
+async def _get(source: TokenSource) -> AccessToken:
+    try:
+        return await source.get()
+    except IdentityError as error:
+        raise status.to_rpc_error(error) from error
 
 
 def with_token(details: Details, token: AccessToken) -> Details:

@@ -103,7 +103,8 @@ class Guard(grpc.aio.ServerInterceptor):
             # grpc would send the exception's text to the caller.
             _log.exception("the guard failed to judge a call of %s and refused it", method)
             return self._refused(method, handler, Internal())
-        self._gate.admitted(method, judgement)
+        if judgement.is_stale:
+            self._gate.accepted_stale(method)
         principal = judgement.principal
         binding = self._bound(method, handler)
         if principal is not None and principal.certificate_thumbprint:

@@ -228,8 +228,8 @@ class Identity:
         the token that we received is exchanged for one for *audience*, with no more than *scopes*, and our account
         stands in it as the actor; our account needs the scope identity.exchange. TLS as to the identity service, or by
         the files *tls*, which are read again when they change.
-        Raises ConfigurationError: tokens would leave the machine in plain text. Calls raise IdentityError where no
-        token can be had, NoPrincipal where there is nobody to act for.
+        Raises ConfigurationError: tokens would leave the machine in plain text. Calls raise grpc.RpcError where no
+        token can be had, like any refusal, and NoPrincipal where there is nobody to act for.
         """
         self._process.check()
         if tls is None:

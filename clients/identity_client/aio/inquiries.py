@@ -111,6 +111,7 @@ def _introspected(response: token_pb2.IntrospectResponse, issuer: str) -> Claims
         authentication_methods=tuple(response.authentication_methods),
         certificate_thumbprint=response.certificate_thumbprint,
         actors=tuple(response.actors),
+        is_limited=response.limited,
     )
 
 

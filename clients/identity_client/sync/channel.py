@@ -10,6 +10,7 @@ import grpc
 from identity_client import status
 from identity_client.aio.channel import is_worth_a_repeat
 from identity_client.aio.token_source import AccessToken
+from identity_client.errors import IdentityError
 
 
 class Source(Protocol):
@@ -49,23 +50,30 @@ class Interceptor(
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         source = self._find_source()
-        token = source.get()
+        token = _get(source)
         call = continuation(_with_token(client_call_details, token), request)
         if call.code() is not grpc.StatusCode.UNAUTHENTICATED:
             return call
         if not is_worth_a_repeat(status.from_trailers(call.trailing_metadata()), self._audience):
             return call
         source.discard(token)
-        return continuation(_with_token(client_call_details, source.get()), request)
+        return continuation(_with_token(client_call_details, _get(source)), request)
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return continuation(_with_token(client_call_details, self._find_source().get()), request)
+        return continuation(_with_token(client_call_details, _get(self._find_source())), request)
 
     def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return continuation(_with_token(client_call_details, self._find_source().get()), request_iterator)
+        return continuation(_with_token(client_call_details, _get(self._find_source())), request_iterator)
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return continuation(_with_token(client_call_details, self._find_source().get()), request_iterator)
+        return continuation(_with_token(client_call_details, _get(self._find_source())), request_iterator)
+
+
+def _get(source: Source) -> AccessToken:
+    try:
+        return source.get()
+    except IdentityError as error:
+        raise status.to_rpc_error(error) from error
 
 
 def _with_token(details: Any, token: AccessToken) -> Any:

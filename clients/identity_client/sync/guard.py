@@ -93,7 +93,8 @@ class Guard(grpc.ServerInterceptor):
         binding = self._bound(method, handler)
         if not isinstance(step, Judgement) or step.must_confirm or _is_bound(step.principal):
             return binding.open(self._late(method, step))
-        self._gate.admitted(method, step)
+        if step.is_stale:
+            self._gate.accepted_stale(method)
         return binding.admit(step.principal)
 
     def _late(self, method: str, step: Step) -> Prelude:
@@ -107,7 +108,8 @@ class Guard(grpc.ServerInterceptor):
             except Exception:
                 _log.exception("the guard failed to judge a call of %s and refused it", method)
                 return self._gate.refuse_late(method, Internal(), context)
-            self._gate.admitted(method, judged)
+            if judged.is_stale:
+                self._gate.accepted_stale(method)
             if judged.principal is not None and _is_bound(judged.principal):
                 return self._gate.binding(method, judged.principal)(context)
             return judged.principal

@@ -35,3 +35,4 @@ class Claims(NamedTuple):
     authentication_methods: tuple[str, ...] = ()  # amr
     certificate_thumbprint: str = ""  # cnf.x5t#S256: the client certificate that the token is bound to (RFC 8705)
     actors: tuple[str, ...] = ()  # act: who acts for the account, the nearest first (RFC 8693 section 4.1)
+    is_limited: bool = False  # lim: good for its scopes alone, so that rules by role do not admit it

@@ -138,6 +138,8 @@ def _payload(claims: Claims) -> dict[str, Any]:
         payload["cnf"] = {"x5t#S256": claims.certificate_thumbprint}
     if claims.actors:
         payload["act"] = _nested(claims.actors)
+    if claims.is_limited:
+        payload["lim"] = True
     return payload
 
 

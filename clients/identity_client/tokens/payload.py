@@ -92,6 +92,7 @@ def read_claims(members: dict[str, Any], key_id: str) -> Claims:
             authentication_methods=_texts(members["amr"], _METHOD) if "amr" in members else (),
             certificate_thumbprint=_thumbprint(members["cnf"]) if "cnf" in members else "",
             actors=tuple(_actors(members["act"])) if "act" in members else (),
+            is_limited=_true(members["lim"]) if "lim" in members else False,
         )
     except KeyError:
         raise TokenMalformed() from None
@@ -114,6 +115,12 @@ def _thumbprint(value: object) -> str:
     if type(value) is not dict or value.keys() != {"x5t#S256"}:
         raise TokenMalformed()
     return _text(value["x5t#S256"], _THUMBPRINT)
+
+
+def _true(value: object) -> bool:
+    if value is not True:
+        raise TokenMalformed()
+    return True
 
 
 def _actors(value: object) -> Iterator[str]:

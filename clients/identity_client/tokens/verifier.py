@@ -162,7 +162,8 @@ class Verifier:
         The issuer's own time counts as well as ours: it has forgotten the revocations of tokens that were dead by
         then, and a clock that steps back must not revive them.
         """
-        if max(self._clock.now(), self._trust.expired_through) >= claims.expire_time + self._leeway:
+        end = claims.expire_time + self._leeway
+        if self._clock.now() >= end or self._trust.expired_through >= end:
             raise _of(claims, TokenExpired())
 
     def _check_trust(self, claims: Claims) -> None:

@@ -95,7 +95,9 @@ class TrustState:
 
     def staleness(self) -> float:
         """How many seconds ago what is held was certainly all there was; infinite before the first time."""
-        return self._clock.monotonic() - self._fresh_at if self.is_ready else math.inf
+        if self._held is None or not self._keys:
+            return math.inf
+        return self._clock.monotonic() - self._fresh_at
 
     def check(self, claims: Claims) -> None:
         """Whether anything *claims* rest on was taken back. Raises TokenRevoked, TokenOutdated."""

@@ -22,13 +22,14 @@ _AMBIGUOUS = re.compile(r"//|/\.{1,2}(/|$)|[\\\x00-\x1f\x7f]")
 
 
 class Request:
-    """The head of a request. Raises PathAmbiguous for a path that could be read in two ways."""
+    """The head of a request. *root* is where the application is mounted, *path* what it routes by, below that. Raises
+    PathAmbiguous for a path that could be read in two ways."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.is_websocket: bool = scope["type"] == "websocket"
         self.method: str = "GET" if self.is_websocket else scope["method"]
-        self.path = _path(scope)
+        self.root, self.path = _split(scope)
 
     @property
     def is_safe(self) -> bool:
@@ -47,6 +48,10 @@ class Request:
             raise HeaderRepeated()
         return values[0] if values else None
 
+    def at(self, path: str) -> str:
+        """A path of the application as the browser sees it."""
+        return self.root + path
+
     @property
     def target(self) -> str:
         """Path and query as they were asked for."""
@@ -63,8 +68,14 @@ class Request:
         return any("text/html" in value for value in self.values(b"accept"))
 
 
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
+def _split(scope: Scope) -> tuple[str, str]:
+    """The path of ASGI contains root_path (of a proxy's prefix, or of a mount), and frameworks route by the rest:
+    rules that looked at the whole would speak of other paths than the application."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if not path.startswith("/") or _AMBIGUOUS.search(path):
         raise PathAmbiguous()
-    return path
+    if not root:
+        return "", path
+    if path != root and not path.startswith(f"{root}/"):
+        raise PathAmbiguous()
+    return root, path[len(root) :] or "/"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from identity_client.web.asgi import Request
 from identity_client.web.refusals import CookieRepeated, CookiesTooLarge
@@ -21,6 +21,10 @@ class Cookie:
 
     name: str
     path: str = "/"
+
+    def below(self, root: str) -> Cookie:
+        """The same for an application that is mounted at *root*."""
+        return replace(self, path=root + self.path)
 
     def given(self, value: str) -> str:
         """The Set-Cookie value that hands it out. *value* is the text of a token, all of whose characters may stand in

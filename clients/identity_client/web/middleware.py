@@ -147,7 +147,9 @@ class IdentityMiddleware:
             return self._routes.renewal_of(request)
         is_unknown = answers.http_status(error) == HTTPStatus.UNAUTHORIZED
         if is_unknown and has_cookie and request.is_navigation:
-            answer = answers.redirect(self._login_page, next=request.target if request.method == "GET" else "")
+            answer = answers.redirect(
+                request.at(self._login_page), next=request.target if request.method == "GET" else ""
+            )
         else:
             answer = answers.refusal(error)
         return answer.with_cookies(self._spoilt(request, error) if has_cookie else [])
@@ -167,7 +169,7 @@ class IdentityMiddleware:
         is_for_good = isinstance(error, TokenMalformed if self._is_jwt else TokenError)
         if not is_for_good or isinstance(error, TokenOutdated) or not (request.is_navigation or _is_plain(request)):
             return []
-        return self._mode.cleared()
+        return self._mode.cleared(request.root)
 
     def _marking(self, request: Request, visitor: Visitor, send: Send) -> Send:
         """*send* that takes a bad cookie back, and keeps what a cookie let one see out of every cache, unless the

@@ -20,10 +20,10 @@ class Mode(Protocol):
     cookie: Cookie
     """The one that every request is judged by."""
 
-    def given(self, granted: Granted) -> list[str]:
-        """The Set-Cookie values of a log-in."""
+    def given(self, granted: Granted, root: str) -> list[str]:
+        """The Set-Cookie values of a log-in to an application that is mounted at *root*."""
 
-    def cleared(self) -> list[str]:
+    def cleared(self, root: str) -> list[str]:
         """The Set-Cookie values of a log-out."""
 
     def offered(self, request: Request) -> list[str]:
@@ -38,10 +38,10 @@ class SessionMode:
 
     cookie = cookies.SESSION
 
-    def given(self, granted: Granted) -> list[str]:
+    def given(self, granted: Granted, _: str) -> list[str]:
         return [self.cookie.given(granted.bearer)]
 
-    def cleared(self) -> list[str]:
+    def cleared(self, _: str) -> list[str]:
         return [self.cookie.cleared()]
 
     def offered(self, request: Request) -> list[str]:
@@ -59,11 +59,11 @@ class JwtMode:
     def __init__(self, refresh_path: str) -> None:
         self._refresh = cookies.refresh_cookie(refresh_path)
 
-    def given(self, granted: Granted) -> list[str]:
-        return [self.cookie.given(granted.bearer), self._refresh.given(granted.refresh)]
+    def given(self, granted: Granted, root: str) -> list[str]:
+        return [self.cookie.given(granted.bearer), self._refresh.below(root).given(granted.refresh)]
 
-    def cleared(self) -> list[str]:
-        return [self.cookie.cleared(), self._refresh.cleared()]
+    def cleared(self, root: str) -> list[str]:
+        return [self.cookie.cleared(), self._refresh.below(root).cleared()]
 
     def offered(self, request: Request) -> list[str]:
         return [value for value in self.cookie.values(request) if _session_of_access(value)]

@@ -87,7 +87,7 @@ class Routes:
 
     def renewal_of(self, request: Request) -> Answer:
         """Sends a page's GET by way of the renewal, and back to where it is now."""
-        return answers.redirect(self._paths.refresh, next=request.target)
+        return answers.redirect(request.at(self._paths.refresh), next=request.target)
 
     def _check(self, request: Request) -> None:
         if request.values(b"authorization"):
@@ -128,17 +128,17 @@ class Routes:
             return self._not_opened(request, error, fields, page)
         await self._end_previous(request)
         if request.is_navigation:
-            answer = answers.redirect(forms.local_target(fields.get("next"), self._paths.home))
+            answer = answers.redirect(forms.local_target(fields.get("next"), request.at(self._paths.home)))
         else:
             answer = answers.as_json(HTTPStatus.OK, {"expire_time": granted.expire_time})
-        return answer.with_cookies(self._mode.given(granted))
+        return answer.with_cookies(self._mode.given(granted, request.root))
 
     def _not_opened(self, request: Request, error: Refusal, fields: Mapping[str, str], page: str) -> Answer:
         if not request.is_navigation:
             return answers.refusal(error)
         if isinstance(error, PasswordChangeRequired):
             page = self._paths.password_page
-        return answers.redirect(page, reason=error.reason, next=forms.local_target(fields.get("next"), ""))
+        return answers.redirect(request.at(page), reason=error.reason, next=forms.local_target(fields.get("next"), ""))
 
     async def _end_previous(self, request: Request) -> None:
         """Ends what the browser was logged in to before: an offered session is never taken over, and one that nobody
@@ -159,8 +159,8 @@ class Routes:
             await self._service.end(texts)
         return self._left(request)
 
-    async def _log_out_elsewhere(self, _: Request, __: Receive) -> Answer:
-        return answers.redirect(self._paths.refresh_log_out, HTTPStatus.TEMPORARY_REDIRECT)
+    async def _log_out_elsewhere(self, request: Request, _: Receive) -> Answer:
+        return answers.redirect(request.at(self._paths.refresh_log_out), HTTPStatus.TEMPORARY_REDIRECT)
 
     async def _log_out_everywhere(self, request: Request, _: Receive) -> Answer:
         offered = self._mode.offered(request)
@@ -171,10 +171,10 @@ class Routes:
 
     def _left(self, request: Request) -> Answer:
         if request.is_navigation:
-            answer = answers.redirect(self._paths.login_page)
+            answer = answers.redirect(request.at(self._paths.login_page))
         else:
             answer = answers.as_json(HTTPStatus.OK, {})
-        return answer.with_cookies(self._mode.cleared())
+        return answer.with_cookies(self._mode.cleared(request.root))
 
     # -- on ----------------------------------------------------------------------------------------------------
 
@@ -187,16 +187,16 @@ class Routes:
         except (Unauthenticated, WebRefusal) as error:
             return self._not_renewed(request, error)
         if is_page:
-            answer = answers.redirect(_next(request, self._paths.home))
+            answer = answers.redirect(_next(request, request.at(self._paths.home)))
         else:
             answer = answers.as_json(HTTPStatus.OK, {"expire_time": granted.expire_time})
-        return answer.with_cookies(self._mode.given(granted))
+        return answer.with_cookies(self._mode.given(granted, request.root))
 
     def _not_renewed(self, request: Request, error: Refusal) -> Answer:
         if not request.is_navigation:
             return answers.refusal(error)
-        answer = answers.redirect(self._paths.login_page, next=_next(request, ""))
-        return answer.with_cookies(self._mode.cleared())
+        answer = answers.redirect(request.at(self._paths.login_page), next=_next(request, ""))
+        return answer.with_cookies(self._mode.cleared(request.root))
 
 
 def _next(request: Request, otherwise: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
@@ -109,7 +109,9 @@ class SqlAccountStore:
             live = select(func.count()).where(grants.c.account_id == account_id, is_live_grant(moment))
             count = connection.execute(live).scalar_one()
             _erase(connection, account_id)
-            write_audit(connection, act, moment, "account.delete", account_id, note=note)
+            is_own = act.caller is not None and act.caller.account_id == account_id
+            placeless = replace(act, origin="", user_agent="") if is_own else act
+            write_audit(connection, placeless, moment, "account.delete", account_id, note="" if is_own else note)
             return Ended(count, version)
 
         return await self._access.write(work)

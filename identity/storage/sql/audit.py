@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, or_, select, text, update
 
 from identity.domain.audit_events import OK, REFUSED, AuditEvent, AuditFilter, AuditPage, Personal
 from identity.domain.values import Act
@@ -103,12 +103,12 @@ class SqlAuditStore:
             events = _read(connection, [*indexed, *_others(wanted)], oldest_first, limit)
             if len(events) == limit:
                 return AuditPage(events, events[-1].event_id)
-            return AuditPage(events, max(after, _newest_id(connection)) if stop is None else stop - 1)
+            return AuditPage(events, max(after, highest_id(connection)) if stop is None else stop - 1)
 
         return await self._access.read(work)
 
     async def newest_id(self) -> int:
-        return await self._access.read(lambda connection, _: _newest_id(connection))
+        return await self._access.read(lambda connection, _: highest_id(connection))
 
 
 def erase_audit(connection: Connection, account_id: str) -> int:
@@ -142,7 +142,7 @@ def _indexed(wanted: AuditFilter) -> list[ColumnElement[bool]]:
         (audit_events.c.account_id, wanted.account_id),
         (audit_events.c.caller_account_id, wanted.caller_account_id),
     )
-    return [column == text for column, text in columns if text]
+    return [column == value for column, value in columns if value]
 
 
 def _others(wanted: AuditFilter) -> list[ColumnElement[bool]]:
@@ -153,7 +153,7 @@ def _others(wanted: AuditFilter) -> list[ColumnElement[bool]]:
         (audit_personal.c.origin, wanted.origin),
         (func.substr(audit_events.c.action, 1, len(wanted.action_prefix)), wanted.action_prefix),
     )
-    found = [column == text for column, text in columns if text]
+    found = [column == value for column, value in columns if value]
     if wanted.outcome == REFUSED:
         found.append(audit_events.c.outcome != OK)
     elif wanted.outcome:
@@ -171,13 +171,17 @@ def _nth_id(connection: Connection, indexed: list[ColumnElement[bool]], order: A
     return connection.execute(ids).scalar()
 
 
-def _newest_id(connection: Connection) -> int:
-    return connection.execute(select(func.max(audit_events.c.event_id))).scalar() or 0
+def highest_id(connection: Connection) -> int:
+    """The highest event id that was ever given, 0 for none; the event itself may have been removed for its age."""
+    return connection.execute(_HIGHEST_ID).scalar() or 0
+
+
+_HIGHEST_ID = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
 
 
 def _id_bounds(connection: Connection, wanted: AuditFilter) -> tuple[int, int]:
     """Between which ids the wanted times lie: from the first, below the second."""
-    end = _newest_id(connection) + 1
+    end = highest_id(connection) + 1
     low = 0 if wanted.start_ms is None else _first_id_since(connection, wanted.start_ms - _CLOCK_SLACK_MS, end)
     high = end if wanted.end_ms is None else _first_id_since(connection, wanted.end_ms + _CLOCK_SLACK_MS, end)
     return low, high

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, select
 
 from identity.domain.audit_events import Personal
 from identity.domain.audit_seals import ChainBroken, Seal, SealKey, check_events
+from identity.storage.sql.audit import highest_id
 from identity.storage.sql.audit_seals import count_between, find_head, find_newest_seal, rows_between, seals_after
 from identity.storage.tables import audit_events, audit_personal
 
@@ -28,7 +29,7 @@ class AuditReport:
 
 
 def check_audit(connection: Connection, key: SealKey) -> AuditReport:
-    """Look at all of it, at one instant; about ten seconds for a million events."""
+    """Look at all of it, at one instant; some twenty seconds for a million events."""
     head, newest = find_head(connection), find_newest_seal(connection)
     problems = []
     try:
@@ -69,8 +70,7 @@ def _event_problems(connection: Connection, seal: Seal, is_removed: bool) -> Ite
 
 def _number_problems(connection: Connection, last_sealed: int) -> Iterator[str]:
     """Event ids are given once, in order and without gaps: what no seal covers yet shows by its numbers."""
-    given = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
-    highest: int = connection.execute(given).scalar() or 0
+    highest = highest_id(connection)
     if highest < last_sealed:
         yield f"the numbering of events was set back from {last_sealed} to {highest}"
     if count := count_between(connection, _LOWEST_ID, 0):

@@ -93,7 +93,11 @@ class SqlCredentialStore:
             if use.assertion is not None:
                 _spend(connection, row["lookup_name"], use.assertion)
             issued = snapshot(connection, row, moment, use.audience)
-            issued = replace(issued, scopes=narrow(issued.scopes, use.requested_scopes))
+            issued = replace(
+                issued,
+                scopes=narrow(issued.scopes, use.requested_scopes),
+                is_limited=issued.is_limited or bool(use.requested_scopes),
+            )
             admit(issued)
             note_issue(connection, row, moment, use.access_lifetime)
             write_audit(connection, act, moment, action, row["account_id"], use.grant_id)

@@ -13,6 +13,7 @@ from identity.storage.sql.rows import (
     confirm_caller,
     find_grant,
     is_live,
+    is_recorded,
     latest_use,
     note_issue,
     snapshot,
@@ -20,7 +21,7 @@ from identity.storage.sql.rows import (
 )
 from identity.storage.sql.sessions import end_sessions
 from identity.storage.tables import accounts, grants
-from identity_client.errors import GrantNotFound, TokenOutdated, TokenRevoked
+from identity_client.errors import GrantNotFound, InvalidRequest, TokenOutdated, TokenRevoked
 from identity_client.trust.entries import EntryKind
 
 
@@ -36,12 +37,18 @@ class SqlGrantStore:
             row = find_grant(connection, derivation.grant_id)
             if row is None or not is_live(row, moment) or row["disable_time"] is not None:
                 raise TokenRevoked()
+            if is_recorded(connection, EntryKind.TOKEN, derivation.token_id):
+                raise TokenRevoked()
             if row["generation"] != derivation.generation:
                 raise TokenOutdated()
+            _check_bound(row, derivation)
             issued = snapshot(connection, row, moment)
             admit(issued)
             note_issue(connection, row, moment, derivation.access_lifetime)
-            write_audit(connection, act, moment, "token.exchange", row["account_id"], derivation.grant_id)
+            subject = f"for {derivation.audience}"
+            write_audit(
+                connection, act, moment, "token.exchange", row["account_id"], derivation.grant_id, subject=subject
+            )
             return issued
 
         return await self._access.write(work)
@@ -158,6 +165,13 @@ class SqlGrantStore:
             )
 
         return await self._access.read(work)
+
+
+def _check_bound(row: RowMapping, derivation: Derivation) -> None:
+    """Whether a credential may have a token for this audience when its own holder asks. Raises InvalidRequest."""
+    audiences = split_words(row["audiences"])
+    if derivation.is_own and row["kind"] != GrantKind.SESSION and audiences and derivation.audience not in audiences:
+        raise InvalidRequest(f"this credential is for {', '.join(audiences)} only", "audience")
 
 
 def _is_bearer(row: RowMapping) -> bool:

@@ -205,4 +205,5 @@ def snapshot(connection: Connection, row: RowMapping, moment: Moment, audience: 
         idle_expire_time=row["expire_time"] if is_session else None,
         absolute_expire_time=row["absolute_expire_time"],
         latest_expire_time=row["expire_time"],
+        is_limited=bool(row["requested_scopes"]),
     )

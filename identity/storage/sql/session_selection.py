@@ -56,7 +56,8 @@ class SqlSessionSelection:
             ended = update(grants).where(*conditions).values(end_time=moment.now, end_reason=EndReason.REVOKED)
             count = connection.execute(ended).rowcount
             if count or confirm:
-                write_audit(connection, act, moment, "sessions.revoke", note=f"{count} sessions, {note}")
+                account_id = None if which.account is None else which.account.account_id
+                write_audit(connection, act, moment, "sessions.revoke", account_id, note=f"{count} sessions, {note}")
             return Ended(count, version)
 
         return await self._access.write(work)
