@@ -20,6 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 import identity_client
 from identity.server import CONTRACT
 from identity_client import aio, status
+from identity_client.redis import RedisRevocations
 from identity_client.testing import Issuer
 from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
 from tests.clients.issuer import RunningClock, bearer
@@ -212,6 +213,7 @@ def test_its_tests_pass_and_its_other_files_do_what_it_says(peer: Path) -> None:
 
 TABLES: dict[str, Callable[..., object]] = {
     "Identity(connection, ...)": aio.Identity,
+    "RedisRevocations(url, ...)": RedisRevocations,
     "Connection(...)": aio.Connection,
     "identity.guard(name, *modules, ...)": aio.Identity.guard,
     "identity.channel(target, ...)": aio.Identity.channel,
