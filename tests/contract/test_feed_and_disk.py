@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from identity.domain.audit_events import AuditFilter
 from identity.domain.grants import GrantSnapshot
 from identity.domain.values import (
     Act,
@@ -259,6 +260,20 @@ async def test_invented_names_do_not_fill_the_log(stores: Stores, tmp_path: Path
     for number in range(NAMES_A_MINUTE + 50):
         await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", f"{number:064}", ACT)
     assert count_rows(tmp_path, "audit_events") == NAMES_A_MINUTE + 1
+
+
+async def test_invented_names_do_not_hide_what_a_known_caller_tries(stores: Stores) -> None:
+    for number in range(NAMES_A_MINUTE + 50):
+        await stores.audit.note_refusal("session.open", "BAD_CREDENTIALS", f"{number:064}", ACT)
+    carol, dave = (
+        await log_in(stores, await create_user(stores)),
+        await log_in(stores, await create_user(stores, "dave")),
+    )
+    for caller in (carol, dave):
+        act = act_of(caller)
+        await stores.audit.note_refusal("call.refused", "PERMISSION_MISSING", "", act, caller.account_id, "/method")
+    page = await stores.audit.list_page(AuditFilter(action_prefix="call.refused"), None, 10)
+    assert [event.account_id for event in page.events] == [dave.account_id, carol.account_id]
 
 
 async def test_refusals_are_noted_once_a_minute_per_name_and_origin(

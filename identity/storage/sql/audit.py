@@ -18,8 +18,8 @@ from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 
 NAMES_A_MINUTE = 200
-"""Refusals that get a row of their own in one minute. Beyond it, those of one reason share one row: an attacker who
-invents names must neither fill the disk nor keep the writer busy."""
+"""Refusals, of known callers and of others, that get a row of their own in one minute. Beyond it, those of one reason
+share one row: an attacker who invents names must neither fill the disk nor keep the writer busy."""
 
 SCANNED_EVENTS = 50_000
 """The most events that are looked through for one page, about 50 ms: a rare filter must not keep the readers busy."""
@@ -43,8 +43,9 @@ class SqlAuditStore:
     def __init__(self, access: Access, clock: Clock) -> None:
         self._access = access
         self._clock = clock
-        self._minute = 0
-        self._noted: Counter[str] = Counter()
+        self._minute = -1
+        # Those of known callers apart: whoever invents names must not hide what they try.
+        self._noted: dict[bool, Counter[str]] = {}
 
     async def note_refusal(
         self,
@@ -57,15 +58,16 @@ class SqlAuditStore:
     ) -> None:
         minute = int(self._clock.now()) // 60
         if minute != self._minute:
-            self._minute, self._noted = minute, Counter()
+            self._minute, self._noted = minute, {True: Counter(), False: Counter()}
+        noted = self._noted[act.caller is not None]
         who = name_hash or account_id or ""
         key, note = f"{action} {reason} {subject} {who} {act.origin} {minute}", ""
-        if len(self._noted) >= NAMES_A_MINUTE and key not in self._noted:
+        if len(noted) >= NAMES_A_MINUTE and key not in noted:
             act = replace(act, origin="", user_agent="", caller=None)
             name_hash, account_id, subject = "", None, ""
             key, note = f"{action} {reason} many {minute}", "many names"
-        self._noted[key] += 1
-        count = self._noted[key]
+        noted[key] += 1
+        count = noted[key]
         if count & (count - 1):
             return  # written whenever the count has doubled: a flood writes little
         added = count - count // 2
@@ -81,7 +83,7 @@ class SqlAuditStore:
         try:
             await self._access.write(work)
         except DependencyDown:
-            self._noted.pop(key, None)  # the next one shall leave the trace that this one could not
+            noted.pop(key, None)  # the next one shall leave the trace that this one could not
             raise
 
     async def list_page(self, wanted: AuditFilter, before: int | None, limit: int) -> AuditPage:
