@@ -102,6 +102,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-redis]' || \
+	  echo "no Redis for tests/mirror: put redis-server on the PATH, or a C compiler and begin again" >&2
 	@touch $@
 
 # The generator lives apart: it needs an older protobuf than everything else, and its version fixes the oldest

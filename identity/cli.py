@@ -1,4 +1,4 @@
-"""The command line: identity dev | serve | admin create | token | doctor."""
+"""The command line: identity dev | serve | admin create | password | token | doctor."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from identity_client.errors import IdentityError
 from . import dev, doctor, failpoints, logs
 from .config import ConfigurationError, Settings, load, read
 from .house import LOCAL_ACT, open_house
+from .password_command import ask_passwords, change_password, split_passwords
 from .server import Server, serve_until
 from .token_command import fetch_token
 
@@ -94,8 +95,9 @@ async def _create_admin(options: argparse.Namespace) -> None:
     password = options.password or secrets.token_urlsafe(_ONE_TIME_BYTES)
     await create_admin(settings, options.username, password)
     print(f"created {options.username}, who has the role admin")
+    print(f"the password is good for one thing, replacing it: identity password --username {options.username}")
     if not options.password:
-        print(f"one-time password, to be replaced at the first log-in: {password}")
+        print(f"one-time password: {password}")
 
 
 async def create_admin(settings: Settings, username: str, password: str) -> None:
@@ -130,9 +132,26 @@ async def _token(options: argparse.Namespace) -> None:
         if not address or not username:
             raise ConfigurationError(["give --address (or IDENTITY_ADDRESS) and --username, or --dev"])
         password = options.password
-    ca_file = Path(os.environ["IDENTITY_CA_FILE"]) if os.environ.get("IDENTITY_CA_FILE") else None
-    token = await fetch_token(address, ca_file, username, password, options.audience)
+    token = await fetch_token(address, _ca_file(), username, password, options.audience)
     print(f"authorization: Bearer {token}" if options.header else token)
+
+
+async def _password(options: argparse.Namespace) -> None:
+    if not options.address:
+        raise ConfigurationError(["give --address (or IDENTITY_ADDRESS)"])
+    await change_password(options.address, _ca_file(), options.username, *options.password)
+    print(f"the password of {options.username} is replaced; sessions that were open have ended")
+
+
+def _ca_file() -> Path | None:
+    return Path(os.environ["IDENTITY_CA_FILE"]) if os.environ.get("IDENTITY_CA_FILE") else None
+
+
+def _passwords_for(options: argparse.Namespace) -> tuple[str, str]:
+    """The current password and the new one."""
+    if options.password_file is None and sys.stdin.isatty():
+        return ask_passwords(options.username)
+    return split_passwords(read_secret(options.password_file, ""))
 
 
 def _password_for(options: argparse.Namespace) -> str:
@@ -195,6 +214,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.set_defaults(run=_doctor)
+
+    command = commands.add_parser("password", help="replace your own password; the first step of a new user")
+    command.add_argument("--address", default=os.environ.get("IDENTITY_ADDRESS"), metavar="HOST:PORT")
+    command.add_argument("--username", required=True)
+    command.add_argument(
+        "--password-file",
+        type=Path,
+        help="two lines, the current password and the new one; default: standard input, or typed unseen",
+    )
+    command.set_defaults(run=_password, password_from=_passwords_for)
 
     command = commands.add_parser("token", help="log in and print an access token")
     command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")

@@ -7,9 +7,12 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from identity_client.redis import schema
 
 from .domain.origins import parse_networks
 
@@ -37,7 +40,7 @@ class Settings:
     throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
     guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
-    audit_retention_days: 0 keeps the log for ever.
+    audit_retention_days: 0 keeps the log for ever. redis_url may hold a password, and is shown nowhere.
     """
 
     listen: str = "127.0.0.1:50551"
@@ -71,6 +74,8 @@ class Settings:
     drain_seconds: int = 10
     audit_retention_days: int = 400
     log_level: str = "info"
+    redis_url: str = field(default="", repr=False)
+    redis_prefix: str = schema.DEFAULT_PREFIX
 
     def problems(self) -> list[str]:
         """What is wrong with these values."""
@@ -78,10 +83,14 @@ class Settings:
 
     def warnings(self) -> list[str]:
         """What is allowed and yet worth a line in the log."""
-        lifetime = self.access_token_lifetime_seconds
-        if 60 <= lifetime <= 900:
-            return []
-        return [f"access_token_lifetime_seconds is {lifetime}: 60 to 900 is usual"]
+        lifetime, found = self.access_token_lifetime_seconds, []
+        if not 60 <= lifetime <= 900:
+            found.append(f"access_token_lifetime_seconds is {lifetime}: 60 to 900 is usual")
+        if self.redis_url and not _is_wire_safe(self.redis_url):
+            found.append(
+                "redis_url: revocations go to another machine in plain text, where they can be held up: use rediss://"
+            )
+        return found
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -160,7 +169,7 @@ def _parse(name: str, text: str, default: object, problems: list[str]) -> object
 
 
 def _defaults() -> dict[str, Any]:
-    return {field.name: field.default for field in fields(Settings)}
+    return {setting.name: setting.default for setting in fields(Settings)}
 
 
 # -- checking ------------------------------------------------------------------------------------------------------
@@ -254,6 +263,15 @@ def _check_wire(settings: Settings) -> list[str]:
     return problems
 
 
+def _check_redis(settings: Settings) -> list[str]:
+    problems = []
+    if settings.redis_url and not re.match(r"(redis|rediss)://[^/]|unix:///?[^/]", settings.redis_url):
+        problems.append("redis_url must be redis://HOST:PORT/NUMBER, rediss://... or unix://PATH")
+    if not schema.is_prefix(settings.redis_prefix):
+        problems.append("redis_prefix must be 1-64 of A-Z, a-z, 0-9, ':', '.', '_', '-', '{' and '}'")
+    return problems
+
+
 _CHECKS: tuple[Callable[[Settings], list[str]], ...] = (
     _check_ranges,
     _check_names,
@@ -261,7 +279,13 @@ _CHECKS: tuple[Callable[[Settings], list[str]], ...] = (
     _check_networks,
     _check_files,
     _check_wire,
+    _check_redis,
 )
+
+
+def _is_wire_safe(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return not url.startswith("redis://") or is_loopback(host)
 
 
 def is_loopback(host: str) -> bool:

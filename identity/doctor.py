@@ -20,7 +20,7 @@ from identity_client.clock import Clock
 
 from .config import ConfigurationError, Settings
 from .domain.audit_seals import SealKey
-from .domain.values import KeyState
+from .domain.values import KeyState, SigningKeyRecord
 from .house import AUDIT_SEAL_KEY
 from .signing import open_key
 from .storage import inspection
@@ -31,7 +31,6 @@ from .storage.sql.signing_keys import all_keys
 from .tls import check_pair
 
 _DAY_SECONDS = 86_400
-_KEY_AGE_DAYS = 90
 _CERTIFICATE_DAYS = 21
 _UNSEALED_SECONDS = 60
 _SHOWN_PROBLEMS = 20
@@ -170,7 +169,12 @@ def _tls(patient: Patient) -> Iterator[Finding]:
 
 def _certificate(check: str, held: x509.Certificate, now: datetime.datetime, name: str) -> Iterator[Finding]:
     begin, end = held.not_valid_before_utc, held.not_valid_after_utc
-    said = f"{name}: the certificate is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
+    if now < begin:
+        said = f"{name}: the certificate is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+    elif now >= end:
+        said = f"{name}: the certificate expired on {end:%Y-%m-%d %H:%M} UTC"
+    else:
+        said = f"{name}: the certificate expires in {(end - now).days} days, on {end:%Y-%m-%d %H:%M} UTC"
     if not begin <= now < end:
         yield Finding(check, Severity.ERROR, said, "Replace it; it is read again without a restart.")
     elif end - now < datetime.timedelta(days=_CERTIFICATE_DAYS):
@@ -252,17 +256,18 @@ def _signing_keys(patient: Patient, connection: Connection) -> Iterator[Finding]
         yield Finding(check, Severity.ERROR, "no signing key is active", "Start the service: it makes one.")
     for key in keys:
         days = int(patient.clock.now() - key.create_time) // _DAY_SECONDS
-        said = f"key {key.key_id} is {key.state}, and {days} days old"
-        if key.state is KeyState.ACTIVE and days > _KEY_AGE_DAYS:
-            yield Finding(check, Severity.WARNING, said, "Rotate it.")
-        else:
-            yield _good(check, said)
-        if patient.master is not None:
-            try:
-                open_key(key, patient.master)
-            except ConfigurationError:
-                found = f"key {key.key_id} does not open with the master key"
-                yield Finding(check, Severity.ERROR, found, "Restore the master key that it was sealed under.")
+        yield _good(check, f"key {key.key_id} is {key.state}, and {days} days old")
+        if patient.master is not None and not _opens(key, patient.master):
+            found = f"key {key.key_id} does not open with the master key"
+            yield Finding(check, Severity.ERROR, found, "Restore the master key that it was sealed under.")
+
+
+def _opens(key: SigningKeyRecord, master: MasterKey) -> bool:
+    try:
+        open_key(key, master)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _audit(patient: Patient, connection: Connection) -> Iterator[Finding]:
@@ -271,6 +276,11 @@ def _audit(patient: Patient, connection: Connection) -> Iterator[Finding]:
         yield Finding(
             check, Severity.ERROR, "the seals cannot be proved without the master key", "Restore the master key."
         )
+        return
+    keys = all_keys(connection)
+    if keys and not any(_opens(key, patient.master) for key in keys):
+        found = "the seals were not checked: no signing key opens with this master key, so it is another database's"
+        yield Finding(check, Severity.ERROR, found, "Restore the master key; nothing is known of the log until then.")
         return
     report = check_audit(connection, SealKey(patient.master.derive(AUDIT_SEAL_KEY)))
     advice = "Somebody wrote past the service, or the disk failed: compare with a backup, and treat it as a breach."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from identity_client.clock import Clock
 from identity_client.errors import RetryLater
@@ -48,6 +49,9 @@ from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
 
+if TYPE_CHECKING:
+    from .storage.redis import Mirror
+
 _log = logging.getLogger(__name__)
 
 LOCAL_ACT = Act(request_id="", origin="local")
@@ -83,15 +87,20 @@ class House:
     request_ids: RequestIds
     audit: AuditReader
     sealer: Sealer
+    mirror: Mirror | None
 
     async def open_feed(self) -> None:
-        """Load the trust state and follow it; begin the background work. Raises DependencyDown."""
+        """Load the trust state and follow it; begin the background work. Raises DependencyDown, ConfigurationError."""
         await self.hub.start(self.settings.issuer, self.public_keys)
+        if self.mirror is not None:
+            await self.mirror.start()
         self.jobs.start()
 
     async def close(self) -> None:
         """Stop the background work, the feed, the hash pool and the stores; leave no audit event without its seal."""
         await self.jobs.stop()
+        if self.mirror is not None:
+            await self.mirror.stop()
         await self.hub.stop()
         await self._seal_rest()
         self.pool.close()
@@ -120,7 +129,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     signer = await _active_signer(stores.signing_keys, master, clock)
     state = TrustState(clock)
     hub = Hub(stores.revocations, state, clock)
-    stores.set_doorbell(hub.ring)
+    mirror = _open_mirror(settings, stores, state)
+    stores.set_doorbell(lambda: _ring(hub, mirror))
     groups = frozenset(settings.groups)
     verifier = Verifier(
         audiences=groups | {settings.service_name}, trust=state, clock=clock, leeway_seconds=settings.leeway_seconds
@@ -197,7 +207,23 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         request_ids=RequestIds(master.derive("request-ids")),
         audit=AuditReader(stores.audit, stores.accounts),
         sealer=sealer,
+        mirror=mirror,
     )
+
+
+def _open_mirror(settings: Settings, stores: Stores, state: TrustState) -> Mirror | None:
+    """Redis is loaded only where one is configured."""
+    if not settings.redis_url:
+        return None
+    from .storage.redis import Mirror
+
+    return Mirror(settings.redis_url, settings.redis_prefix, stores.revocations, state.entry_count)
+
+
+def _ring(hub: Hub, mirror: Mirror | None) -> None:
+    hub.ring()
+    if mirror is not None:
+        mirror.ring()
 
 
 def _lifetimes(settings: Settings) -> Lifetimes:

@@ -14,9 +14,13 @@ from typing import Any, cast
 
 import grpc.aio
 import pytest
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
 
 import identity_client
+from identity.server import CONTRACT
 from identity_client import aio, status
+from identity_client.redis import RedisRevocations
 from identity_client.testing import Issuer
 from tests.clients.fake_identity import CLIENT_ID, CLIENT_SECRET, FakeIdentity
 from tests.clients.issuer import RunningClock, bearer
@@ -134,19 +138,36 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     subprocess.run(["make", "--no-print-directory", ".generator/.ready"], cwd=ROOT, check=True, capture_output=True)
-    found = re.search(r"<!-- run: compile -->\n```bash\n(.*?)```", README, re.DOTALL)
-    assert found
-    environment = os.environ | {
-        "PATH": f"{ROOT / '.generator' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients'}",
-    }
-    subprocess.run(["bash", "-euc", found[1]], cwd=folder, env=environment, check=True, timeout=60)
+    (folder / ".generator").symlink_to(ROOT / ".generator")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", commands("compile")], cwd=folder, env=environment, check=True, timeout=60)
     return folder
+
+
+def commands(name: str) -> str:
+    """The commands marked with *name*."""
+    found = re.search(rf"<!-- run: {name} -->\n```bash\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_its_generator_is_the_one_that_the_stubs_of_the_package_were_made_with() -> None:
+    [wanted] = re.findall(r"grpcio-tools==\S+", commands("generator"))
+    assert wanted in (ROOT / "Makefile").read_text().split()
 
 
 def test_every_block_of_code_is_run() -> None:
     blocks = re.findall(r"```(?:python|proto|bash)\n", README)
-    assert len(blocks) == len(FILES) + 1
+    assert len(blocks) == len(FILES) + len(("generator", "compile"))
+
+
+def test_the_requests_of_its_table_are_ones() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)/(\w+)` \| `(\{.*\})` \|$", README, re.MULTILINE)
+    assert len(rows) == 3
+    for service, method, body in rows:
+        [found] = [module for module in CONTRACT if service in module.DESCRIPTOR.services_by_name]
+        request = found.DESCRIPTOR.services_by_name[service].methods_by_name[method].input_type
+        json_format.Parse(body, GetMessageClass(request)())
 
 
 @pytest.mark.requirement("R70")
@@ -192,6 +213,7 @@ def test_its_tests_pass_and_its_other_files_do_what_it_says(peer: Path) -> None:
 
 TABLES: dict[str, Callable[..., object]] = {
     "Identity(connection, ...)": aio.Identity,
+    "RedisRevocations(url, ...)": RedisRevocations,
     "Connection(...)": aio.Connection,
     "identity.guard(name, *modules, ...)": aio.Identity.guard,
     "identity.channel(target, ...)": aio.Identity.channel,

@@ -308,6 +308,9 @@ class RevocationStore(Protocol):
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         """(version, entry) with versions greater than *version*, in order and without gaps."""
 
+    async def head(self) -> tuple[str, int]:
+        """(epoch, version) of the feed."""
+
     async def live_entries(self) -> tuple[str, int, list[Batch]]:
         """(epoch, version, every entry not yet expired, in any order, a few thousand a batch), read at one instant."""
 

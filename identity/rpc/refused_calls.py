@@ -15,7 +15,7 @@ import grpc
 
 from identity.domain.ports import AuditStore
 from identity.domain.values import Act
-from identity_client.access.judge import Ask, Judge, Judgement, Metadata
+from identity_client.access.judge import Ask, Judge, Judgement, Look, Metadata
 from identity_client.errors import IdentityError, LastAdmin, PermissionMissing, RetryLater
 from identity_client.principal import find_principal
 from identity_client.tokens.claims import Claims
@@ -35,14 +35,14 @@ _forbidden: contextvars.ContextVar[str] = contextvars.ContextVar("forbidden", de
 class TellingJudge(Judge):
     """Tells whom a call is refused for want of a scope or role."""
 
-    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
+    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask | Look:
         try:
             return super().judge(method, metadata)
         except PermissionMissing as error:
             _forbidden.set(error.account_id)
             raise
 
-    def admit(self, ask: Ask, claims: Claims) -> Judgement:
+    def admit(self, ask: Ask, claims: Claims) -> Judgement | Look:
         try:
             return super().admit(ask, claims)
         except PermissionMissing as error:

@@ -10,8 +10,8 @@ from identity.domain.grants import Session
 from identity.domain.sessions import SessionKeeper
 from identity.v1 import session_pb2 as pb
 from identity.v1 import session_pb2_grpc
-from identity_client.errors import GrantNotFound, InvalidRequest
-from identity_client.principal import current_principal
+from identity_client.errors import GrantNotFound, InvalidRequest, PermissionMissing
+from identity_client.principal import Principal, current_principal
 
 from . import convert, pages
 from .context import act_of_self
@@ -27,11 +27,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def GetSession(self, request: pb.GetSessionRequest, _: _Context) -> pb.GetSessionResponse:
         session_id = convert.checked_id(request.session_id, "session_id")
-        found = await self._keeper.get(current_principal().account_id, session_id)
+        found = await self._keeper.get(_holder().account_id, session_id)
         return pb.GetSessionResponse(session=session(found, current_principal().grant_id))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, _: _Context) -> pb.ListSessionsResponse:
-        principal, limit = current_principal(), pages.page_size(request.page_size)
+        principal, limit = _holder(), pages.page_size(request.page_size)
         before = pages.read_time_and_id(request.page_token)
         found = await self._keeper.list_page(principal.account_id, before, limit + 1)
         return pb.ListSessionsResponse(
@@ -41,11 +41,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def EndSession(self, request: pb.EndSessionRequest, context: _Context) -> pb.EndSessionResponse:
         session_id = convert.checked_id(request.session_id, "session_id")
-        await self._keeper.end(current_principal().account_id, session_id, act_of_self(context))
+        await self._keeper.end(_holder().account_id, session_id, act_of_self(context))
         return pb.EndSessionResponse()
 
     async def Logout(self, _: pb.LogoutRequest, context: _Context) -> pb.LogoutResponse:
-        principal = current_principal()
+        principal = _holder()
         try:
             await self._keeper.end(principal.account_id, principal.grant_id, act_of_self(context))
         except GrantNotFound:
@@ -53,8 +53,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         return pb.LogoutResponse()
 
     async def LogoutEverywhere(self, _: pb.LogoutEverywhereRequest, context: _Context) -> pb.LogoutEverywhereResponse:
-        count = await self._keeper.end_all(current_principal().account_id, act_of_self(context))
+        count = await self._keeper.end_all(_holder().account_id, act_of_self(context))
         return pb.LogoutEverywhereResponse(ended_session_count=count)
+
+
+def _holder() -> Principal:
+    """The account itself: what a service received to act for it opens none of its log-ins. Raises PermissionMissing."""
+    principal = current_principal()
+    if principal.actors:
+        raise PermissionMissing("Sessions are shown to the account itself, not to a service that acts for it.")
+    return principal
 
 
 def next_page_token(found: list[Session], limit: int) -> str:

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from identity.cli import main
+from identity.password_command import ask_passwords
 from identity.storage.sealing import MasterKey
 from identity.v1 import (
     account_pb2,
@@ -157,9 +158,10 @@ def replace_password(address: str, old: str, new: str) -> str:
 def test_the_first_admins_password_is_good_for_replacing_it_once_and_for_nothing_else(config: Path, given: str) -> None:
     created = identity("admin", "create", "root", "--config", config, text=given)
     assert created.returncode == 0
-    first, *rest = created.stdout.splitlines()
+    first, second, *rest = created.stdout.splitlines()
     assert first == "created root, who has the role admin"
-    printed = re.fullmatch(r"one-time password, to be replaced at the first log-in: (\S{20,})", "".join(rest))
+    assert second.endswith("identity password --username root")
+    printed = re.fullmatch(r"one-time password: (\S{20,})", "".join(rest))
     assert bool(printed) == (not given)
     password = printed[1] if printed else given
     again = identity("admin", "create", "ROOT", "--config", config, text=PASSWORD + "\n")
@@ -169,7 +171,7 @@ def test_the_first_admins_password_is_good_for_replacing_it_once_and_for_nothing
     arguments = ("token", "--address", address, "--username", "root")
     refused = identity(*arguments, text=password + "\n")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "ChangePassword" in refused.stderr
+    assert "identity password --username root (or AuthenticationService/ChangePassword)" in refused.stderr
     assert replace_password(address, password, "a password of my own")
     with pytest.raises(grpc.RpcError, match="BAD_CREDENTIALS"):
         replace_password(address, password, "a password of a thief")
@@ -181,10 +183,55 @@ def test_the_first_admins_password_is_good_for_replacing_it_once_and_for_nothing
 
 
 def test_a_password_is_never_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (("admin", "create", "--help"), ("token", "--help"), ("dev", "--help"), ("serve", "--help")):
+    for command in (
+        ("admin", "create", "--help"),
+        ("password", "--help"),
+        ("token", "--help"),
+        ("dev", "--help"),
+        ("serve", "--help"),
+    ):
         with pytest.raises(SystemExit):
             main(command)
     assert "--password " not in capsys.readouterr().out
+
+
+@pytest.mark.requirement("R61")
+def test_the_first_admin_replaces_the_password_and_logs_in_without_another_tool(config: Path, tmp_path: Path) -> None:
+    first = identity("admin", "create", "root", "--config", config).stdout.split()[-1]
+    serving = Serving(config)
+    environment = {"IDENTITY_ADDRESS": serving.address()}
+    command = ("password", "--username", "root")
+    replaced = identity(*command, text=f"{first}\r\na password of my own\r\n", **environment)
+    again = identity(*command, text=f"{first}\na password of a thief\n", **environment)
+    weak = identity(*command, text="a password of my own\nshort\n", **environment)
+    (tmp_path / "passwords").write_text("a password of my own\nanother of my own\n")
+    from_file = identity(*command, "--password-file", tmp_path / "passwords", **environment)
+    token = identity("token", "--username", "root", text="another of my own\n", **environment)
+    assert serving.stop() == 0
+    done = "the password of root is replaced; sessions that were open have ended\n"
+    assert (replaced.stdout, from_file.stdout) == (done, done), replaced.stderr + from_file.stderr
+    assert (again.returncode, again.stderr) == (1, "BAD_CREDENTIALS: The credentials are not valid.\n")
+    assert (weak.returncode, weak.stderr) == (1, "INVALID_FIELD: new_password: at least 12 characters\n")
+    assert compact.split(token.stdout.strip())
+
+
+def type_unseen(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    typed = iter(answers)
+    monkeypatch.setattr("getpass.getpass", lambda _: next(typed))
+
+
+def test_passwords_are_typed_unseen_and_the_new_one_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    type_unseen(monkeypatch, PASSWORD, "a password of my own", "a password of my own")
+    assert ask_passwords("root") == (PASSWORD, "a password of my own")
+
+
+def test_a_new_password_that_is_typed_in_two_ways_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_unseen(monkeypatch, PASSWORD, "a password of my own", "a password of my won")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert main(("password", "--username", "root", "--address", "127.0.0.1:1")) == 1
+    assert "typed in two ways" in capsys.readouterr().err
 
 
 def test_a_password_that_is_too_short_creates_nothing(config: Path) -> None:
@@ -259,7 +306,10 @@ def test_dev_listens_on_loopback_only(tmp_path: Path, listen: str) -> None:
     ("arguments", "part"),
     [
         (("token",), "--address"),
+        (("password", "--username", "a"), "two lines"),
+        (("password", "--username", "a", "--password-file", "/nowhere"), "cannot be read"),
         (("token", "--dev", "/nowhere"), "identity dev"),
+        (("token", "--address", "http://127.0.0.1:1", "--username", "a"), "HOST:PORT"),
         (("token", "--address", "192.0.2.1:1", "--username", "a"), "loopback"),
         (("token", "--address", "127.0.0.1:1", "--username", "a"), "DEPENDENCY_DOWN"),
         (("admin", "create", "root", "--config", "/nowhere.toml"), "cannot be read"),

@@ -106,18 +106,21 @@ async def test_a_lost_master_key_is_told_and_the_rest_is_looked_at(settings: Set
     assert "integrity" in [finding.check for finding in examined(settings)]
 
 
-async def test_another_master_key_opens_no_signing_key_and_proves_no_seal(settings: Settings) -> None:
+async def test_under_another_master_key_no_seal_is_called_forged(settings: Settings) -> None:
     Path(settings.master_key_file).unlink()
     MasterKey.generate(Path(settings.master_key_file))
-    assert {(severity, check) for severity, check, _ in ailments(settings)} == {
-        ("ERROR", "signing keys"),
-        ("ERROR", "audit log"),
-    }
+    [(_, keys, does_not_open), (severity, log, not_checked)] = ailments(settings)
+    assert (keys, severity, log) == ("signing keys", "ERROR", "audit log")
+    assert "does not open with the master key" in does_not_open
+    assert not_checked.startswith("the seals were not checked")
 
 
-@pytest.mark.parametrize(("later_days", "severity"), [(0, "WARNING"), (2, "ERROR"), (-2, "ERROR")])
+@pytest.mark.parametrize(
+    ("later_days", "severity", "said"),
+    [(0, "WARNING", "expires in 0 days"), (2, "ERROR", "expired on"), (-2, "ERROR", "is not valid before")],
+)
 async def test_a_certificate_is_told_before_and_after_its_end(
-    settings: Settings, tmp_path: Path, later_days: int, severity: str
+    settings: Settings, tmp_path: Path, later_days: int, severity: str, said: str
 ) -> None:
     authority = Authority("test ca")
     certificate, key = write_pair(tmp_path, authority.issue("identity"))
@@ -128,6 +131,7 @@ async def test_a_certificate_is_told_before_and_after_its_end(
     assert [each[0] for each in found] == [severity, severity]
     assert "tls_certificate_file" in found[0][2]
     assert "tls_client_ca_file" in found[1][2]
+    assert all(said in each[2] for each in found)
 
 
 async def test_a_certificate_with_time_left_is_well(
@@ -203,8 +207,12 @@ async def test_a_clock_behind_the_database_is_told(settings: Settings) -> None:
     assert "seconds behind" in found
 
 
-async def test_old_keys_and_no_active_key_are_told(settings: Settings) -> None:
-    assert [each[:2] for each in ailments(settings, later_seconds=91 * DAY)] == [("WARNING", "signing keys")]
+async def test_the_age_of_a_key_is_said_and_nothing_is_asked_for_that_no_command_does(settings: Settings) -> None:
+    assert ailments(settings, later_seconds=500 * DAY) == []
+    assert any(each.found.endswith("active, and 500 days old") for each in examined(settings, 500 * DAY))
+
+
+async def test_no_active_key_is_told(settings: Settings) -> None:
     sql(settings, "UPDATE signing_keys SET state = 'retired'")
     assert ailments(settings) == [("ERROR", "signing keys", "no signing key is active")]
 
@@ -289,13 +297,13 @@ def test_the_exit_status_is_the_worst_finding_and_json_says_the_same(
     assert (status, json.loads(text)["severity"]) == (0, "ok")
 
     with closing(sqlite3.connect(dev.directory / "identity.db")) as connection, connection:
-        connection.execute("UPDATE signing_keys SET create_time = create_time - 100 * 86400")
+        connection.execute("UPDATE accounts SET create_time = create_time - 3 * 86400")
     status, text = run(capsys, "--dev", dev.directory, "--json")
     report = json.loads(text)
     assert (status, report["severity"]) == (1, "warning")
     [told] = [finding for finding in report["findings"] if finding["severity"] == "warning"]
-    assert told["check"] == "signing keys"
-    assert told["advice"] == "Rotate it."
+    assert told["check"] == "audit log"
+    assert told["advice"].endswith("treat it as a breach.")
 
     (dev.directory / "master.key").chmod(0o666)
     status, text = run(capsys, "--dev", dev.directory)

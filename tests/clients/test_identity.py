@@ -369,6 +369,16 @@ def test_every_missing_variable_is_named_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "http://localhost:50551", "https://id.example", "::1", "[::1]", "a:50551/", "a:b", ":50551"],
+)
+def test_an_address_without_a_port_or_with_a_scheme_is_told_its_form(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"IDENTITY_ADDRESS: .* HOST:PORT") as caught:
+        Connection(f"localhost:50551,{address}")
+    assert len(caught.value.problems) == 1
+
+
 @pytest.mark.requirement("R48")
 def test_plain_text_is_for_loopback_unless_told_explicitly(tmp_path: Path) -> None:
     secret_file = tmp_path / "secret"

@@ -239,8 +239,10 @@ async def test_seals_of_another_key_prove_nothing(stores: Stores, sealer: Sealer
     await three_seals(stores, sealer)
     with inspection.open_read_only(database) as connection:
         report = check_audit(connection, SealKey(bytes(31) + b"\x01"))
-    assert report.problems[0] == "the head of the seals is forged"
-    assert len(report.problems) == 4
+    assert report.problems == [
+        "the head of the seals is forged",
+        "seals 1-3 (events 1-30) are forged or were changed",
+    ]
 
 
 @pytest.mark.parametrize("what", ["a forged seal", "the end cut off", "the head removed"])

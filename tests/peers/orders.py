@@ -15,6 +15,7 @@ from orders.v1 import orders_pb2_grpc
 
 from identity_client import aio
 from identity_client.principal import Principal, current_principal
+from identity_client.trust.source import RevocationSource
 from tests.rpc.api import Api, bearer
 
 
@@ -57,11 +58,15 @@ class Peer:
 
 
 @asynccontextmanager
-async def running(api: Api, name: str = "orders") -> AsyncIterator[Peer]:
+async def running(
+    api: Api, name: str = "orders", revocations: RevocationSource | None = None, **options: Any
+) -> AsyncIterator[Peer]:
+    """*revocations*: where the peer asks in place of following the stream; *options* are the guard's."""
     service = await api.create_service(name, "peer")
-    async with aio.Identity(aio.Connection(api.address, name, service.client_secret)) as identity:
+    connection = aio.Connection(api.address, name, service.client_secret)
+    async with aio.Identity(connection, revocations=revocations) as identity:
         servicer = ListeningServicer(api.channel)  # nothing is billed here
-        server = grpc.aio.server(interceptors=[identity.guard(name, pb)])
+        server = grpc.aio.server(interceptors=[identity.guard(name, pb, **options)])
         orders_pb2_grpc.add_OrderServiceServicer_to_server(servicer, server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()

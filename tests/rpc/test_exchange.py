@@ -145,6 +145,21 @@ async def test_a_service_launders_no_token_of_its_user(api: Api, chain: Chain) -
     assert isinstance(await refusal(for_another_session), TokenMalformed)
 
 
+async def test_a_service_that_acts_for_a_user_has_no_hand_in_the_users_log_ins(api: Api, chain: Chain) -> None:
+    login = await api.login("alice", audience="orders")
+    acting = bearer((await exchange(api, login.access_token, chain.orders, "identity")).access_token)
+    one = session_pb2.EndSessionRequest(session_id=login.session_id)
+    for call in (
+        api.sessions.GetSession(session_pb2.GetSessionRequest(session_id=login.session_id), metadata=acting),
+        api.sessions.ListSessions(session_pb2.ListSessionsRequest(), metadata=acting),
+        api.sessions.EndSession(one, metadata=acting),
+        api.sessions.Logout(session_pb2.LogoutRequest(), metadata=acting),
+        api.sessions.LogoutEverywhere(session_pb2.LogoutEverywhereRequest(), metadata=acting),
+    ):
+        assert isinstance(await refusal(call), PermissionMissing)
+    assert (await introspect(api, login.access_token, chain.orders)).active
+
+
 async def test_the_audiences_of_a_credential_bind_what_its_holder_exchanges(api: Api, chain: Chain) -> None:
     made = await api.create_client_secret("orders", audiences=["identity", "orders"])
     own = (await api.login_service("orders", made.client_secret, audience="identity")).access_token

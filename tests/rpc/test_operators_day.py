@@ -60,7 +60,7 @@ class Buf:
 
 @dataclass
 class Grpcurl:
-    """`grpcurl`: the token comes from the environment."""
+    """`grpcurl`: the token comes from the environment; a field mask is a message here, not a text."""
 
     directory: Path
 
@@ -68,7 +68,10 @@ class Grpcurl:
         arguments = ["grpcurl", "-plaintext", "-d", "@"]
         if token:
             arguments += ["-expand-headers", "-H", "authorization: Bearer ${TOKEN}"]
-        return _run([*arguments, address, f"identity.v1.{method}"], request, {"TOKEN": token})
+        body = json.loads(request)
+        if "update_mask" in body:
+            body["update_mask"] = {"paths": body["update_mask"].split(",")}
+        return _run([*arguments, address, f"identity.v1.{method}"], json.dumps(body), {"TOKEN": token})
 
 
 def _run(arguments: list[str], text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,27 @@ def test_the_client_library_works_where_no_server_code_is_installed() -> None:
     assert loaded.isdisjoint({"identity.domain", "identity.storage", "identity.server", "identity.rpc"})
 
 
+def test_the_keys_in_redis_are_described_where_no_redis_is_installed_and_their_reader_says_what_it_lacks() -> None:
+    statement = """
+from identity_client.redis import schema
+schema.Schema()
+try:
+    from identity_client.redis import RedisRevocations
+except ModuleNotFoundError as error:
+    assert "grpc-identity[redis]" in str(error)
+else:
+    raise AssertionError
+"""
+    blocked = "sys.modules.pop('redis')\nclass Absent:\n    def find_spec(self, name, *_):\n"
+    blocked += "        if name.partition('.')[0] == 'redis':\n            raise ModuleNotFoundError(name, name=name)\n"
+    loaded_after(f"{blocked}sys.meta_path.insert(0, Absent())\n{statement}", blocked=("redis",))
+
+
+def test_the_reader_of_redis_is_loaded_when_it_is_asked_for() -> None:
+    statement = "import identity_client.aio, identity_client.redis.schema, identity.server"
+    assert "redis" not in loaded_after(statement)
+
+
 @pytest.mark.parametrize("statement", ["import identity_client", "from identity_client import current_principal"])
 def test_the_light_face_loads_neither_grpc_nor_protobuf(statement: str) -> None:
     assert loaded_after(statement).isdisjoint({"grpc", "google.protobuf", *CLIENT_MUST_NOT})

@@ -21,6 +21,7 @@ from identity_client import web
 from identity_client.aio.environment import Connection
 from identity_client.aio.identity import Identity
 from identity_client.principal import find_principal
+from identity_client.trust.source import RevocationSource
 from tests.rpc.api import USER_PASSWORD, Api, bearer
 
 ORIGIN = "https://shop.example"
@@ -102,13 +103,15 @@ class Site:
 
 
 @asynccontextmanager
-async def connected(api: Api, name: str = "storefront", *roles: str) -> AsyncIterator[Identity]:
+async def connected(
+    api: Api, name: str = "storefront", *roles: str, revocations: RevocationSource | None = None
+) -> AsyncIterator[Identity]:
     """An Identity of a front end that may forward where its users are."""
     admin = await api.admin()
     role = role_pb2.CreateRoleRequest(name="front-end", scopes=["identity.forward"])
     await api.roles.CreateRole(role, metadata=admin)
     created = await api.create_service(name, *(roles or ("peer", "front-end")))
-    async with Identity(Connection(api.address, name, created.client_secret)) as identity:
+    async with Identity(Connection(api.address, name, created.client_secret), revocations=revocations) as identity:
         yield identity
 
 

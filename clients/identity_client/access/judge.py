@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,14 +22,15 @@ from identity_client.principal import BearerKind, Principal
 from identity_client.tokens import opaque
 from identity_client.tokens.claims import Claims
 from identity_client.tokens.verifier import Verifier
+from identity_client.trust.source import Answer
 from identity_client.trust.state import TrustState
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _KEY = "authorization"
 _SCHEME = "bearer "  # compared without regard to case (RFC 9110 section 11.1)
-_OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
-_OPAQUE_PREFIXES = tuple(kind.value for kind in _OPAQUE_BEARERS)
+OPAQUE_BEARERS = {opaque.Kind.SESSION: BearerKind.SESSION, opaque.Kind.API_KEY: BearerKind.API_KEY}
+OPAQUE_PREFIXES = tuple(kind.value for kind in OPAQUE_BEARERS)
 
 
 class Judgement(NamedTuple):
@@ -53,6 +54,20 @@ class Ask:
     raw_token: str = field(repr=False)
     is_anew: bool
     is_stale: bool = False
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A caller who is genuine; a source of revocations is still to be asked about *claims*. Its answer goes to
+    *decide*, which raises TrustStale, a TokenError, PermissionMissing, AuthenticationTooOld."""
+
+    claims: Claims = field(repr=False)
+    decide: Callable[[Answer], Judgement | Ask]
+
+
+Step = Judgement | Ask | Look
+"""A judgement, or what is missing for one."""
 
 
 class Judge:
@@ -80,14 +95,14 @@ class Judge:
         confirmed.update(method for method in self.rules.methods() if self.options.find(method).on_stale == "confirm")
         return sorted(confirmed)
 
-    def judge(self, method: str, metadata: Metadata | None) -> Judgement | Ask:
+    def judge(self, method: str, metadata: Metadata | None) -> Step:
         """Raises MethodNotGuarded, CredentialsMissing, CredentialsMalformed, TrustStale, a TokenError,
         PermissionMissing, AuthenticationTooOld. On a public method a credential, if there is one, must hold."""
         known = self._known.get(method)
         if known is None:
             raise MethodNotGuarded()
         rule, terms = known
-        raw_token = _bearer(metadata or ())
+        raw_token = bearer_of(metadata or ())
         if raw_token is None:
             if rule.public:
                 return Judgement(None)
@@ -95,14 +110,14 @@ class Judge:
         is_stale = self._trust.staleness() > terms.max_staleness_seconds and self._is_borne(terms)
         must_confirm = rule.is_confirmed or (is_stale and terms.on_stale == "confirm")
         is_accepted_stale = is_stale and not must_confirm
-        if raw_token.startswith(_OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
+        if raw_token.startswith(OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
             opaque.split_secret(raw_token, kind)  # a typing error costs no call
-            return Ask(rule, _OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
+            return Ask(rule, OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
         claims = self._verifier.verify(raw_token)
         self._check(rule, claims)
         return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
 
-    def admit(self, ask: Ask, claims: Claims) -> Judgement:
+    def admit(self, ask: Ask, claims: Claims) -> Judgement | Look:
         """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as
         to any other. Raises a TokenError, PermissionMissing, AuthenticationTooOld."""
         self._verifier.check_introspected(claims)
@@ -147,7 +162,7 @@ class Judge:
             raise AuthenticationTooOld()
 
 
-def _bearer(metadata: Metadata) -> str | None:
+def bearer_of(metadata: Metadata) -> str | None:
     """The text after `Bearer `; None without an authorization entry. Raises CredentialsMalformed."""
     found = None
     for key, value in metadata:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from identity_client.access.judge import Judge
 from identity_client.access.options import MethodOptions, OnStale, Options, Terms
+from identity_client.access.remote import Recollection, build_judge
 from identity_client.access.rules import HEALTH_RULES, Rule, RuleError, Rules
 from identity_client.clock import Clock
 from identity_client.tokens.verifier import Verifier
@@ -27,8 +28,10 @@ def make_judge(
     on_stale: OnStale = "reject",
     enforce: bool = True,
     methods: Mapping[str, MethodOptions] | None = None,
+    recollection: Recollection | None = None,
 ) -> Judge:
-    """The judge of the service *name*; the parameters are those of `Identity.guard`. Raises RuleError, ValueError."""
+    """The judge of the service *name*; the parameters are those of `Identity.guard`. With *recollection* it asks a
+    source about each call. Raises RuleError, ValueError."""
     if not modules and not rules:
         raise RuleError("a guard needs the generated modules of its services, or a table of rules")
     complete = Rules.from_modules(*modules, table=rules).with_default(HEALTH_RULES)
@@ -36,4 +39,6 @@ def make_judge(
     if unknown := sorted(options.by_method.keys() - complete.methods()):
         raise RuleError(f"there are options for methods that have no rule: {', '.join(unknown)}")
     verifier = Verifier(audiences=frozenset({name, *groups}), trust=trust, clock=clock)
-    return Judge(rules=complete, verifier=verifier, trust=trust, options=options, clock=clock)
+    return build_judge(
+        rules=complete, verifier=verifier, trust=trust, recollection=recollection, options=options, clock=clock
+    )

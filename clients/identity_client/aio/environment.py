@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from identity_client.tls_files import TlsFiles
 
 _REQUIRED = ("IDENTITY_ADDRESS", "IDENTITY_CLIENT_ID", "IDENTITY_CLIENT_SECRET_FILE")
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
 
 
 class ConfigurationError(ValueError):
@@ -39,6 +42,8 @@ class Connection:
     def __post_init__(self) -> None:
         if not all(self.addresses):
             raise ConfigurationError([f"IDENTITY_ADDRESS: {self.address!r} names an empty address: remove a comma"])
+        if problems := [f"IDENTITY_ADDRESS: {problem}" for problem in map(address_problem, self.addresses) if problem]:
+            raise ConfigurationError(problems)
         self.check_plain_text(*self.addresses)
 
     def check_service(self) -> None:
@@ -105,6 +110,13 @@ def _read(environ: Mapping[str, str], name: str, problems: list[str]) -> bytes |
     if not content.strip():
         problems.append(f"{name}: {path} is empty")
     return content
+
+
+def address_problem(address: str) -> str:
+    """What is wrong with the form of *address*; empty where it is HOST:PORT or unix:PATH."""
+    if address.startswith("unix:") or _HOST_PORT.fullmatch(address):
+        return ""
+    return f"{address!r} is not of the form HOST:PORT (or unix:PATH): no scheme before it, and the port after it"
 
 
 def is_loopback(address: str) -> bool:

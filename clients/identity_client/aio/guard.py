@@ -13,7 +13,7 @@ import grpc.aio
 from identity_client import status
 from identity_client.access.gate import Gate
 from identity_client.access.hooks import Hooks
-from identity_client.access.judge import Ask, Judge, Judgement
+from identity_client.access.judge import Ask, Judge, Judgement, Look, Step
 from identity_client.access.report import Report
 from identity_client.access.streams import Watch
 from identity_client.aio.handlers import AsyncBinding, is_async
@@ -23,6 +23,7 @@ from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, SyncBinding
 from identity_client.sync.streams import HandlerThreads
 from identity_client.tokens.claims import Claims
+from identity_client.trust.source import Answer
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +35,17 @@ Introspect = Callable[[str, bool], Awaitable[Claims]]
 that was given before will not do. Raises the IdentityError that refuses the caller: a TokenError if the text is not
 active, DependencyDown if there is no answer. token_id and key_id of the claims are empty."""
 
+LookUp = Callable[[Claims], Awaitable[Answer]]
+"""Asks a source of revocations about a token; raises nothing: without an answer, one that knows nothing."""
+
 
 class Guard(grpc.aio.ServerInterceptor):
     """Admits a call, or answers in its handler's place with a status, a reason and `refused_by=guard`.
 
     *audience* is the name that refusals carry, so that a caller knows whose token to renew. *confirm* is needed as soon
     as a rule demands confirmation (ValueError without it). What *introspect* answers is judged by trust state and rule
-    like any token; without it opaque bearers are refused as malformed. *on_unknown_key* is told of a token whose key is
+    like any token; without it opaque bearers are refused as malformed. *look_up* belongs to a judge that asks a source
+    of revocations. *on_unknown_key* is told of a token whose key is
     not held; it must not block. A method that the server has not registered stays UNIMPLEMENTED, and whatever a handler
     raises passes untouched.
 
@@ -56,6 +61,7 @@ class Guard(grpc.aio.ServerInterceptor):
         audience: str,
         confirm: Confirm | None = None,
         introspect: Introspect | None = None,
+        look_up: LookUp | None = None,
         on_unknown_key: Callable[[], None] | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -64,6 +70,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._judge = judge
         self._confirm = confirm
         self._introspect = introspect
+        self._look_up = look_up
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
         self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper: Sweeper | None = None
@@ -86,9 +93,8 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         self._gate.judged(method)
         try:
-            judgement = self._judge.judge(method, handler_call_details.invocation_metadata)
-            if isinstance(judgement, Ask):
-                judgement = await self._ask(judgement)
+            step = self._judge.judge(method, handler_call_details.invocation_metadata)
+            judgement = step if isinstance(step, Judgement) else await self._finish(step)
             if judgement.must_confirm:
                 await self._check_confirmed(judgement)
         except IdentityError as error:
@@ -105,7 +111,15 @@ class Guard(grpc.aio.ServerInterceptor):
             return binding.open(self._gate.binding(method, principal))
         return binding.admit(principal)
 
-    async def _ask(self, ask: Ask) -> Judgement:
+    async def _finish(self, step: Step) -> Judgement:
+        while not isinstance(step, Judgement):
+            if isinstance(step, Look):
+                step = step.decide(await self._look_up(step.claims) if self._look_up else Answer())
+            else:
+                step = await self._ask(step)
+        return step
+
+    async def _ask(self, ask: Ask) -> Judgement | Look:
         if self._introspect is None:
             raise TokenMalformed()
         return self._judge.admit(ask, await self._introspect(ask.raw_token, ask.is_anew))

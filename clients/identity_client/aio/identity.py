@@ -26,6 +26,7 @@ from identity_client.aio.guard import Guard
 from identity_client.aio.inquiries import Inquiries
 from identity_client.aio.introspection import Introspections
 from identity_client.aio.logins import Wish
+from identity_client.aio.lookups import Lookups
 from identity_client.aio.readiness import OnReady, Readiness
 from identity_client.aio.stream import TrustStream
 from identity_client.aio.token_source import IDENTITY_AUDIENCE, TokenSource
@@ -35,9 +36,12 @@ from identity_client.principal import Principal
 from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
 from identity_client.trust.metrics import TrustMetrics
+from identity_client.trust.source import RevocationSource
 from identity_client.trust.state import TrustState
 
 _KEY_FETCH_SECONDS = 5.0
+_KEY_REFRESH_SECONDS = 30.0  # without a stream nobody tells of new keys
+_KEY_RETRY_SECONDS = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ class Identity:
 
     *on_ready* is told True once the trust state is fresh enough to serve (at most *ready_staleness_seconds* old), False
     when it no longer is, and at the end: hand that on to your health service. *metrics* counts what happens to it.
+
+    With *revocations* (`identity_client.redis.RedisRevocations`) no stream is followed: that source is asked about each
+    call, and entering waits until it vouches for what it holds. The trust state holds the keys alone then.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Identity:
         on_ready: OnReady | None = None,
         ready_staleness_seconds: float = 30.0,
         metrics: TrustMetrics | None = None,
+        revocations: RevocationSource | None = None,
     ) -> None:
         connection.check_service()
         self._connection = connection
@@ -72,7 +80,8 @@ class Identity:
         self._start_timeout_seconds = start_timeout_seconds
         self._metrics = metrics or TrustMetrics()
         self.trust = TrustState(self._clock)
-        self._readiness = Readiness(self.trust, ready_staleness_seconds, on_ready, self._metrics)
+        self.lookups = Lookups(revocations, self._clock) if revocations is not None else None
+        self._readiness = Readiness(self.lookups or self.trust, ready_staleness_seconds, on_ready, self._metrics)
         self._keys_fetched_at = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._sources: set[TokenSource] = set()
@@ -114,7 +123,10 @@ class Identity:
 
     @property
     def is_ready(self) -> bool:
-        """Whether keys and a whole snapshot are held; until then no call is admitted."""
+        """Whether keys and a whole snapshot are held, or a source of revocations vouches for what it holds; until then
+        no call is admitted."""
+        if self.lookups is not None:
+            return self.lookups.is_ready and bool(self.trust.keys)
         return self.trust.is_ready
 
     @property
@@ -166,12 +178,14 @@ class Identity:
             on_stale=on_stale,
             enforce=enforce,
             methods=methods,
+            recollection=self.lookups,
         )
         return Guard(
             judge,
             audience=name,
             confirm=self.confirm,
             introspect=self.introspections.introspect,
+            look_up=self.lookups.look if self.lookups is not None else None,
             on_unknown_key=self.note_unknown_key,
             hooks=hooks,
         )
@@ -240,17 +254,31 @@ class Identity:
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
                 await self._authenticate_first()
-                self._spawn(self._stream.run())
-                await self._stream.ready.wait()
+                if self.lookups is not None:
+                    await self._start_looking(self.lookups)
+                else:
+                    self._spawn(self._stream.run())
+                    await self._stream.ready.wait()
             await self._readiness.look()
             self._spawn(self._readiness.run())
         except TimeoutError:
-            problem = f": {self._stream.problem}" if self._stream.problem else ""
+            cause = self._stream.problem if self.lookups is None else self.lookups.problem
+            problem = f": {cause}" if cause else ""
             if isinstance(self._stream.problem, PermissionMissing):
                 problem += f" Give the account {self._connection.client_id} the role peer."
             raise StartError(
                 f"no trust state from {self._connection.address} within {self._start_timeout_seconds:g} s{problem}"
             ) from None
+
+    async def _start_looking(self, lookups: Lookups) -> None:
+        """Have the keys, and a source that vouches; then ask for both again and again."""
+        self._spawn(lookups.run())
+        await self._fetch_keys()
+        while not self.trust.keys:
+            await asyncio.sleep(_KEY_RETRY_SECONDS)
+            await self._fetch_keys()
+        self._spawn(self._refresh_keys())
+        await lookups.ready.wait()
 
     async def _authenticate_first(self) -> None:
         """Fails at once on a refusal that waiting does not mend; leaves the rest to the stream's repeats."""
@@ -267,10 +295,17 @@ class Identity:
         await self.introspections.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._readiness.end()
+        if self.lookups is not None:
+            await self.lookups.close()
         await self._endpoints.close()
 
     async def _look(self, raw_token: str) -> Claims | None:
         return await self._inquiries.look(raw_token, self.trust.issuer)
+
+    async def _refresh_keys(self) -> None:
+        while True:
+            await asyncio.sleep(_KEY_REFRESH_SECONDS)
+            await self._fetch_keys()
 
     async def _fetch_keys(self) -> None:
         found = await self._inquiries.keys()

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from identity_client.trust.metrics import TrustMetrics
-from identity_client.trust.state import TrustState
 
 OnReady = Callable[[bool], Awaitable[None] | None]
 """Called with True once the state is fresh enough to serve, with False once it is too old, and so on; may be async."""
@@ -18,11 +18,23 @@ POLL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
+class Knowledge(Protocol):
+    """What is known of the revocations: held here (TrustState), or asked for elsewhere (Lookups)."""
+
+    clock_skew_seconds: float
+
+    def staleness(self) -> float:
+        """How old it is, in seconds; infinite before the first time."""
+
+    def entry_count(self) -> int:
+        """How many revocations are live."""
+
+
 class Readiness:
     """Looks at the state's age four times a second: it grows without any event."""
 
     def __init__(
-        self, trust: TrustState, max_staleness_seconds: float, on_ready: OnReady | None, metrics: TrustMetrics
+        self, trust: Knowledge, max_staleness_seconds: float, on_ready: OnReady | None, metrics: TrustMetrics
     ) -> None:
         self._trust = trust
         self._max_staleness = max_staleness_seconds

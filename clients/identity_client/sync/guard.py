@@ -11,7 +11,7 @@ import grpc
 from identity_client import status
 from identity_client.access.gate import Gate
 from identity_client.access.hooks import Hooks
-from identity_client.access.judge import Ask, Judge, Judgement
+from identity_client.access.judge import Ask, Judge, Judgement, Look, Step
 from identity_client.access.report import Report
 from identity_client.access.streams import Watch
 from identity_client.errors import IdentityError, Internal, TokenMalformed
@@ -19,6 +19,7 @@ from identity_client.principal import Principal
 from identity_client.sync.handlers import Handler, Prelude, SyncBinding
 from identity_client.sync.streams import HandlerThreads, Sweeper
 from identity_client.tokens.claims import Claims
+from identity_client.trust.source import Answer
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +29,15 @@ Confirm = Callable[[Principal], None]
 Introspect = Callable[[str, bool], Claims]
 """The blocking twin of `identity_client.aio.guard.Introspect`."""
 
+LookUp = Callable[[Claims], Answer]
+"""The blocking twin of `identity_client.aio.guard.LookUp`."""
+
 
 class Guard(grpc.ServerInterceptor):
     """The twin of `identity_client.aio.Guard` for grpc.server; the options are the same.
 
     grpc.server runs its interceptors one after the other, so nothing is waited for there: where the identity service
-    must be asked, the handler's own thread asks it, before it awaits the request.
+    or a source of revocations must be asked, the handler's own thread asks it, before it awaits the request.
 
     A handler that streams runs on a thread beside grpc's own, which ends the call when the caller's token no longer
     holds. The handler cannot be interrupted: one that waits for requests is told the refusal as an exception, any other
@@ -48,6 +52,7 @@ class Guard(grpc.ServerInterceptor):
         audience: str,
         confirm: Confirm | None = None,
         introspect: Introspect | None = None,
+        look_up: LookUp | None = None,
         on_unknown_key: Callable[[], None] | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -56,6 +61,7 @@ class Guard(grpc.ServerInterceptor):
         self._judge = judge
         self._confirm = confirm
         self._introspect = introspect
+        self._look_up = look_up
         self._gate = Gate(judge, audience=audience, hooks=hooks, on_unknown_key=on_unknown_key)
         self._watch = Watch(judge.recheck, self._gate.is_ended)
         self._sweeper = Sweeper(self._watch)
@@ -78,25 +84,25 @@ class Guard(grpc.ServerInterceptor):
         method = handler_call_details.method
         self._gate.judged(method)
         try:
-            judgement = self._judge.judge(method, handler_call_details.invocation_metadata)
+            step = self._judge.judge(method, handler_call_details.invocation_metadata)
         except IdentityError as error:
             return self._refused(method, handler, error)
         except Exception:
             _log.exception("the guard failed to judge a call of %s and refused it", method)
             return self._refused(method, handler, Internal())
         binding = self._bound(method, handler)
-        if isinstance(judgement, Ask) or judgement.must_confirm or _is_bound(judgement.principal):
-            return binding.open(self._late(method, judgement))
-        if judgement.is_stale:
+        if not isinstance(step, Judgement) or step.must_confirm or _is_bound(step.principal):
+            return binding.open(self._late(method, step))
+        if step.is_stale:
             self._gate.accepted_stale(method)
-        return binding.admit(judgement.principal)
+        return binding.admit(step.principal)
 
-    def _late(self, method: str, judgement: Judgement | Ask) -> Prelude:
-        """The rest of the judgement, which waits for the identity service or looks at the connection."""
+    def _late(self, method: str, step: Step) -> Prelude:
+        """The rest of the judgement, which waits for others' answers or looks at the connection."""
 
         def finish(context: Any) -> Principal | None:
             try:
-                judged = self._finished(judgement)
+                judged = self._finished(step)
             except IdentityError as error:
                 return self._gate.refuse_late(method, error, context)
             except Exception:
@@ -110,14 +116,20 @@ class Guard(grpc.ServerInterceptor):
 
         return finish
 
-    def _finished(self, judgement: Judgement | Ask) -> Judgement:
-        if isinstance(judgement, Ask):
-            if self._introspect is None:
-                raise TokenMalformed()
-            return self._judge.admit(judgement, self._introspect(judgement.raw_token, judgement.is_anew))
-        if judgement.must_confirm and judgement.principal is not None and self._confirm is not None:
-            self._confirm(judgement.principal)
-        return judgement
+    def _finished(self, step: Step) -> Judgement:
+        while not isinstance(step, Judgement):
+            if isinstance(step, Look):
+                step = step.decide(self._look_up(step.claims) if self._look_up else Answer())
+            else:
+                step = self._ask(step)
+        if step.must_confirm and step.principal is not None and self._confirm is not None:
+            self._confirm(step.principal)
+        return step
+
+    def _ask(self, ask: Ask) -> Judgement | Look:
+        if self._introspect is None:
+            raise TokenMalformed()
+        return self._judge.admit(ask, self._introspect(ask.raw_token, ask.is_anew))
 
     def _bound(self, method: str, handler: Handler[Any, Any]) -> SyncBinding:
         known = self._bindings.get(method)

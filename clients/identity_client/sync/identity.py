@@ -36,6 +36,7 @@ from identity_client.sync.reloading import ReloadingChannel
 from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
 from identity_client.trust.metrics import TrustMetrics
+from identity_client.trust.source import Answer, RevocationSource
 from identity_client.trust.state import TrustState
 
 _WAIT_SECONDS = 15.0  # longer than any look-up of the asyncio twin takes
@@ -49,7 +50,8 @@ class Identity:
     *start_timeout_seconds*. Leaving ends the trust stream: guards close once *max_staleness_seconds* have passed.
     Enter it in the process that serves: after a fork neither it nor its guards can be used (ForkedError).
 
-    *on_ready* and *metrics* are those of `aio.Identity`, called on a thread of the Identity's own.
+    *on_ready* and *metrics* are those of `aio.Identity`, called on a thread of the Identity's own; so is what
+    *revocations* does.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Identity:
         on_ready: OnReady | None = None,
         ready_staleness_seconds: float = 30.0,
         metrics: TrustMetrics | None = None,
+        revocations: RevocationSource | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._connection = connection
@@ -71,6 +74,7 @@ class Identity:
             on_ready=on_ready,
             ready_staleness_seconds=ready_staleness_seconds,
             metrics=metrics,
+            revocations=revocations,
         )
         self._process = Process("Identity")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,7 +121,7 @@ class Identity:
 
     @property
     def is_ready(self) -> bool:
-        """Whether keys and a whole snapshot are held; until then no call is admitted."""
+        """As `aio.Identity.is_ready`; until then no call is admitted."""
         return self._twin.is_ready
 
     def guard(
@@ -145,12 +149,14 @@ class Identity:
             on_stale=on_stale,
             enforce=enforce,
             methods=methods,
+            recollection=self._twin.lookups,
         )
         return Guard(
             judge,
             audience=name,
             confirm=self.confirm,
             introspect=self.introspect,
+            look_up=self._look_up if self._twin.lookups is not None else None,
             on_unknown_key=self.note_unknown_key,
             hooks=hooks,
         )
@@ -196,6 +202,11 @@ class Identity:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # closed in the meantime
                 self._loop.call_soon_threadsafe(self._twin.note_unknown_key)
+
+    def _look_up(self, claims: Claims) -> Answer:
+        if self._twin.lookups is None:
+            return Answer()
+        return self._result(self._twin.lookups.look(claims), _WAIT_SECONDS)
 
     def _result(self, coroutine: Coroutine[Any, Any, _Result], timeout_seconds: float | None) -> _Result:
         """Runs *coroutine* in the loop. Raises what it raises, DependencyDown if the loop does not answer."""

@@ -6,8 +6,9 @@ import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from identity_client.access.judge import Ask, Judge, Judgement
+from identity_client.access.judge import Ask, Judgement, Look
 from identity_client.access.options import Options, Terms
+from identity_client.access.remote import build_judge
 from identity_client.access.rules import Rule, RuleError, Rules
 from identity_client.aio.identity import Identity
 from identity_client.errors import (
@@ -22,6 +23,7 @@ from identity_client.errors import (
 from identity_client.principal import Principal
 from identity_client.tokens import opaque
 from identity_client.tokens.verifier import Verifier
+from identity_client.trust.source import Answer
 from identity_client.web import cookies
 from identity_client.web.asgi import Request
 from identity_client.web.cookies import Cookie
@@ -68,10 +70,11 @@ class Door:
         self._origins = origins
         self._cookie = cookie
         self._verifier = Verifier(audiences=frozenset({name, *groups}), trust=identity.trust, clock=identity.clock)
-        self.judge = Judge(
+        self.judge = build_judge(
             rules=Rules(rules),
             verifier=self._verifier,
             trust=identity.trust,
+            recollection=identity.lookups,
             options=Options(Terms(max_staleness_seconds)),
             clock=identity.clock,
         )
@@ -120,20 +123,24 @@ class Door:
 
     async def _principal(self, rule_path: str, authorization: list[str]) -> Principal | None:
         try:
-            judgement = self.judge.judge(rule_path, [("authorization", value) for value in authorization])
-            if isinstance(judgement, Ask):
-                judgement = await self._ask(judgement)
-            elif judgement.must_confirm and judgement.principal is not None:
-                await self._identity.confirm(judgement.principal)
+            step = self.judge.judge(rule_path, [("authorization", value) for value in authorization])
+            while not isinstance(step, Judgement):
+                step = await self._look(step) if isinstance(step, Look) else await self._ask(step)
+            if step.must_confirm and step.principal is not None:
+                await self._identity.confirm(step.principal)
         except UnknownKey:
             self._identity.note_unknown_key()
             raise
-        principal = judgement.principal
+        principal = step.principal
         if principal is not None and principal.certificate_thumbprint:
             raise CertificateMismatch()  # HTTP does not show us the connection's certificate
         return principal
 
-    async def _ask(self, ask: Ask) -> Judgement:
+    async def _look(self, look: Look) -> Judgement | Ask:
+        lookups = self._identity.lookups
+        return look.decide(Answer() if lookups is None else await lookups.look(look.claims))
+
+    async def _ask(self, ask: Ask) -> Judgement | Look:
         introspect = self._identity.introspections.introspect
         claims = await introspect(ask.raw_token, ask.is_anew)
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 from sqlalchemy import Connection, func, select
 
 from identity.domain.audit_events import Personal
-from identity.domain.audit_seals import ChainBroken, Seal, SealKey, check_events
+from identity.domain.audit_seals import ChainBroken, Seal, SealKey, check_events, forged
 from identity.storage.sql.audit import highest_id
 from identity.storage.sql.audit_seals import count_between, find_head, find_newest_seal, rows_between, seals_after
 from identity.storage.tables import audit_events, audit_personal
@@ -48,14 +49,22 @@ def check_audit(connection: Connection, key: SealKey) -> AuditReport:
 
 def _seal_problems(connection: Connection, key: SealKey, removed_through: int) -> Iterator[str]:
     previous = None
-    for seal in seals_after(connection, 0):
-        try:
-            key.check_link(previous, seal)
-        except ChainBroken as broken:
-            yield str(broken)
-        if key.is_genuine(seal):
-            yield from _event_problems(connection, seal, seal.seal_number <= removed_through)
-        previous = seal
+    for is_genuine, run in groupby(seals_after(connection, 0), key.is_genuine):
+        first = seal = next(run)
+        for seal in chain((first,), run):
+            if is_genuine:
+                yield from _link_problems(key, previous, seal)
+                yield from _event_problems(connection, seal, seal.seal_number <= removed_through)
+            previous = seal
+        if not is_genuine:
+            yield forged(first, seal)
+
+
+def _link_problems(key: SealKey, previous: Seal | None, seal: Seal) -> Iterator[str]:
+    try:
+        key.check_link(previous, seal)
+    except ChainBroken as broken:
+        yield str(broken)
 
 
 def _event_problems(connection: Connection, seal: Seal, is_removed: bool) -> Iterator[str]:

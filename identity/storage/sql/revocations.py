@@ -82,6 +82,9 @@ class SqlRevocationStore:
 
         return await self._access.read(work)
 
+    async def head(self) -> tuple[str, int]:
+        return await self._access.read(lambda connection, _: _head(connection))
+
     async def live_entries(self) -> tuple[str, int, list[Batch]]:
         def work(connection: Connection, moment: Moment) -> tuple[str, int, list[Batch]]:
             epoch, version = _head(connection)

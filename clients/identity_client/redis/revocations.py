@@ -1,0 +1,103 @@
+"""Asks Redis about each call. Needs the extra `redis`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from identity_client.redis.breaker import Breaker
+from identity_client.redis.schema import DEFAULT_PREFIX, Schema, Sentinel
+from identity_client.tokens.claims import Claims
+from identity_client.trust.source import Answer, SourceDown
+
+
+class RedisRevocations:
+    """Give it to `Identity(connection, revocations=...)`, to one only.
+
+    *url* is redis://, rediss:// or unix://, with the password in it if there is one; *prefix* is the service's setting
+    redis_prefix. A question is one round trip and takes *timeout_seconds* at most, the connection included; nothing is
+    repeated, and after three failures in a row Redis is left alone for up to a second at a time.
+    Raises ValueError: not such an address, or not such a prefix.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        timeout_seconds: float = 0.1,
+        maximum_connections: int = 64,
+    ) -> None:
+        self._schema = Schema(prefix)
+        self._timeout = timeout_seconds
+        self._breaker = Breaker(time.monotonic)
+        self._nonces = map("{}:{}".format, itertools.repeat(secrets.token_hex(8)), itertools.count())
+        try:
+            pool = aioredis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=maximum_connections,
+                timeout=timeout_seconds,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=timeout_seconds,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=True,
+            )
+        except ValueError:
+            raise ValueError("a Redis address begins with redis://, rediss:// or unix://") from None
+        self._redis: Any = aioredis.Redis.from_pool(pool)
+
+    async def ask(self, claims: Sequence[Claims]) -> tuple[Answer, list[Answer]]:
+        """See RevocationSource."""
+        if not self._breaker.admits():
+            raise SourceDown("Redis did not answer and is left alone for a moment")
+        try:
+            async with asyncio.timeout(self._timeout):
+                replies = await self._exchange(claims)
+            answers = self._answers(claims, replies)
+        except (RedisError, OSError, ValueError) as error:
+            self._breaker.failed()
+            # Its own text could repeat what was sent, the password included.
+            raise SourceDown(f"Redis gave no answer: {type(error).__name__}") from None
+        self._breaker.succeeded()
+        return answers
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    async def _exchange(self, claims: Sequence[Claims]) -> list[Any]:
+        nonce = next(self._nonces)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.echo(nonce).time().get(self._schema.trust)
+            for each in claims:
+                pipe.mget(self._schema.keys(each))  # atomic: entries and the sentinel that vouches for them
+            replies: list[Any] = await pipe.execute()
+        if replies.pop(0) != nonce:
+            # A call that was cancelled half-way left its answers behind: never take them for another token's.
+            await self._redis.connection_pool.disconnect()
+            raise ValueError("the answer belongs to another question")
+        return replies
+
+    def _answers(self, claims: Sequence[Claims], replies: Sequence[Any]) -> tuple[Answer, list[Answer]]:
+        (seconds, microseconds), trust, *rows = replies
+        now = seconds + microseconds / 1e6
+        return _answer(now, trust), [
+            _answer(now, row[0], *self._schema.standing(each, row)) for each, row in zip(claims, rows, strict=True)
+        ]
+
+
+def _answer(now: float, trust: str | None, is_revoked: bool = False, is_outdated: bool = False) -> Answer:
+    sentinel = Sentinel.parse(trust)
+    if sentinel is None:
+        return Answer(math.inf, now, 0, is_revoked, is_outdated)
+    return Answer(max(0.0, now - sentinel.time_ms / 1e3), now, sentinel.count, is_revoked, is_outdated)

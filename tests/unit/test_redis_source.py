@@ -1,0 +1,275 @@
+"""What a peer makes of Redis's answers: the keys of a token, the sentinel, the breaker, and what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
+
+from identity_client.access.judge import Judge, Judgement, Look
+from identity_client.access.rules import Rule
+from identity_client.access.setup import make_judge
+from identity_client.aio.lookups import Lookups
+from identity_client.errors import (
+    CredentialsMissing,
+    MethodNotGuarded,
+    PermissionMissing,
+    TokenMalformed,
+    TokenRevoked,
+    TrustStale,
+    WrongAudience,
+)
+from identity_client.redis import RedisRevocations
+from identity_client.redis.breaker import Breaker, delay_seconds
+from identity_client.redis.schema import Schema, Sentinel
+from identity_client.tokens.claims import Claims
+from identity_client.trust.source import Answer, SourceDown
+from identity_client.trust.state import TrustState
+from tests.clients.issuer import ISSUER, FixedClock, Issuer, bearer
+from tests.clients.shapes import until
+
+SCHEMA = Schema()
+
+
+@pytest.fixture
+def claims(issuer: Issuer) -> Claims:
+    return issuer.claims(roles=("clerk", "reader"), generation=3, policy_version=5)
+
+
+def test_all_that_can_take_a_token_back_is_read_after_the_sentinel(claims: Claims) -> None:
+    names = [
+        "trust",
+        f"sid:{claims.grant_id}",
+        f"jti:{claims.token_id}",
+        f"kid:{claims.key_id}",
+        f"gen:{claims.account_id}",
+        "pol:clerk",
+        "pol:reader",
+    ]
+    assert SCHEMA.keys(claims) == [f"identity:{name}" for name in names]
+    opaque = claims._replace(token_id="", key_id="")
+    assert SCHEMA.keys(opaque) == [f"identity:{names[at]}" for at in (0, 1, 4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("values", "standing"),
+    [
+        ((None, None, None, None, None, None), (False, False)),
+        (("1", None, None, None, None, None), (True, False)),
+        ((None, "1", None, None, None, None), (True, False)),
+        ((None, None, "1", None, None, None), (True, False)),
+        ((None, None, None, "3", "5", "5"), (False, False)),
+        ((None, None, None, "4", None, None), (False, True)),
+        ((None, None, None, None, None, "6"), (False, True)),
+    ],
+)
+def test_each_of_them_counts(claims: Claims, values: tuple[str | None, ...], standing: tuple[bool, bool]) -> None:
+    assert SCHEMA.standing(claims, (None, *values)) == standing
+    if values[1] is values[2] is None:
+        opaque = claims._replace(token_id="", key_id="")
+        assert SCHEMA.standing(opaque, (None, values[0], *values[3:])) == standing
+
+
+def test_a_sentinel_is_read_as_it_was_written() -> None:
+    sentinel = Sentinel("epoch", 7, 3, 1_800_000_000_123)
+    assert Sentinel.parse(sentinel.text()) == sentinel
+
+
+@pytest.mark.parametrize("text", [None, "", "1", "null", "[]", "{", '{"epoch":"e"}', '{"epoch":"e","version":"x"}'])
+def test_what_is_no_sentinel_vouches_for_nothing(text: str | None) -> None:
+    assert Sentinel.parse(text) is None
+
+
+@pytest.mark.parametrize("prefix", ["", "identity*:", "a b", "x" * 65, "é:"])
+def test_a_prefix_is_plain(prefix: str) -> None:
+    with pytest.raises(ValueError, match="a prefix is"):
+        Schema(prefix)
+
+
+def test_an_address_that_is_none_is_refused_without_repeating_it() -> None:
+    with pytest.raises(ValueError, match="begins with redis://") as caught:
+        RedisRevocations("http://:secret@redis")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_breaker_opens_after_three_failures_and_lets_one_attempt_through_a_delay() -> None:
+    now = 0.0
+    breaker = Breaker(lambda: now)
+    for _ in range(3):
+        assert breaker.admits()
+        breaker.failed()
+    assert not breaker.admits()
+    now = 1.0
+    assert breaker.admits()
+    assert not breaker.admits()  # the attempt that was let through may be cancelled, and tell nothing
+    now = 2.0
+    assert breaker.admits()
+    breaker.succeeded()
+    assert breaker.admits()
+    assert breaker.admits()
+
+
+@pytest.mark.parametrize("failures", [1, 4, 100])
+def test_delays_grow_to_a_second_at_most(failures: int) -> None:
+    assert 0.05 <= delay_seconds(failures) <= 1.0
+
+
+async def test_the_answer_to_another_question_is_not_taken(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def execute(_: Any) -> list[Any]:
+        return ["another nonce", (1, 0), None, [None] * 7]
+
+    monkeypatch.setattr(Pipeline, "execute", execute)
+    source = RedisRevocations("redis://127.0.0.1:1")
+    with pytest.raises(SourceDown):
+        await source.ask([claims])
+    await source.close()
+
+
+async def test_what_redis_says_in_an_error_is_not_repeated(monkeypatch: pytest.MonkeyPatch, claims: Claims) -> None:
+    async def execute(_: Any) -> list[Any]:
+        raise ResponseError("unknown command 'AUTH', with args beginning with: 'secret'")
+
+    monkeypatch.setattr(Pipeline, "execute", execute)
+    source = RedisRevocations("redis://127.0.0.1:1")
+    with pytest.raises(SourceDown, match=r"^Redis gave no answer: ResponseError$") as caught:
+        await source.ask([claims])
+    assert caught.value.__cause__ is None
+    await source.close()
+
+
+@pytest.fixture
+def judge(lookups: Lookups, clock: FixedClock, issuer: Issuer) -> Judge:
+    """Of a peer that asks: Open is for anyone, Closed for clerks."""
+    trust = TrustState(clock)
+    trust.set_keys(ISSUER, [issuer.public_key])
+    rules = {"/test.Service/Open": Rule(public=True), "/test.Service/Closed": Rule(any_roles=frozenset({"clerk"}))}
+    return make_judge("orders", [], trust=trust, clock=clock, rules=rules, recollection=lookups)
+
+
+def test_what_needs_no_answer_is_judged_without_one(judge: Judge, issuer: Issuer) -> None:
+    for method, metadata, refusal in (
+        ("/test.Service/Unknown", bearer(issuer.mint()), MethodNotGuarded),
+        ("/test.Service/Closed", (), CredentialsMissing),
+        ("/test.Service/Open", bearer("nonsense"), TokenMalformed),
+        ("/test.Service/Closed", bearer("ids_nonsense"), TokenMalformed),
+        ("/test.Service/Closed", bearer(issuer.mint(audience="billing")), WrongAudience),
+    ):
+        with pytest.raises(refusal):
+            judge.judge(method, metadata)
+    assert judge.judge("/test.Service/Open", ()) == Judgement(None)
+
+
+async def test_a_genuine_token_is_judged_by_the_answer_and_then_by_the_rule(
+    judge: Judge, lookups: Lookups, issuer: Issuer
+) -> None:
+    for roles, refusal in (("clerk",), None), (("guest",), PermissionMissing):
+        step = judge.judge("/test.Service/Closed", bearer(issuer.mint(roles=roles)))
+        assert isinstance(step, Look)
+        with pytest.raises(TrustStale):
+            step.decide(Answer())
+        with pytest.raises(TokenRevoked):
+            step.decide(Answer(0.0, is_revoked=True))
+        with pytest.raises(refusal) if refusal else contextlib.nullcontext():
+            step.decide(Answer(30.0))
+        with pytest.raises(TrustStale):
+            step.decide(Answer(30.1))
+
+
+# -- what is remembered --------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Says what it is told to; None: nothing."""
+
+    def __init__(self, clock: FixedClock) -> None:
+        self.answer: Answer | None = Answer(0.0, clock.now(), 2)
+        self.asked: list[tuple[Claims, ...]] = []
+
+    async def ask(self, claims: Sequence[Claims]) -> tuple[Answer, list[Answer]]:
+        self.asked.append(tuple(claims))
+        if self.answer is None:
+            raise SourceDown("told to")
+        return self.answer, [self.answer] * len(claims)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def source(clock: FixedClock) -> Source:
+    return Source(clock)
+
+
+@pytest.fixture
+def lookups(source: Source, clock: FixedClock) -> Lookups:
+    return Lookups(source, clock)
+
+
+async def test_an_answer_ages_from_when_it_was_asked_for(lookups: Lookups, claims: Claims, clock: FixedClock) -> None:
+    assert not lookups.is_ready
+    assert lookups.staleness() == math.inf
+    assert (await lookups.look(claims)).age_seconds == 0.0
+    clock.advance(3.0)
+    assert (lookups.is_ready, lookups.staleness(), lookups.entry_count()) == (True, 3.0, 2)
+
+
+async def test_without_an_answer_nothing_is_known(lookups: Lookups, source: Source, claims: Claims) -> None:
+    source.answer = None
+    assert (await lookups.look(claims)).age_seconds == math.inf
+    assert (lookups.is_ready, lookups.problem) == (False, "told to")
+
+
+async def test_once_it_is_closed_nothing_is_known(lookups: Lookups, source: Source, claims: Claims) -> None:
+    await lookups.look(claims)
+    await lookups.close()
+    assert (await lookups.look(claims)).age_seconds == math.inf
+    assert len(source.asked) == 1  # it would connect again
+
+
+@pytest.mark.parametrize(("skew_seconds", "counts"), [(590, True), (-590, True), (610, False), (-610, False)])
+async def test_clocks_too_far_apart_count_as_no_answer(
+    lookups: Lookups, source: Source, claims: Claims, clock: FixedClock, skew_seconds: float, counts: bool
+) -> None:
+    source.answer = Answer(0.0, clock.now() + skew_seconds)
+    assert ((await lookups.look(claims)).age_seconds == 0.0) is counts
+    assert lookups.is_ready is counts
+
+
+async def test_a_running_call_is_asked_about_until_it_ends(
+    lookups: Lookups, source: Source, claims: Claims, clock: FixedClock
+) -> None:
+    await lookups.look(claims)
+    task = asyncio.create_task(lookups.run())
+    try:
+        lookups.recall(claims).check()
+        source.answer = Answer(0.0, clock.now(), is_revoked=True)
+        source.asked.clear()
+        await until(lambda: (claims,) in source.asked and lookups.recall(claims).is_revoked)
+        with pytest.raises(TokenRevoked):
+            lookups.recall(claims).check()
+        clock.advance(2.5)
+        source.answer = Answer(0.0, clock.now())
+        await until(lambda: source.asked[-1] == ())
+    finally:
+        task.cancel()
+
+
+async def test_the_last_word_on_a_running_call_stands_and_grows_old(
+    lookups: Lookups, source: Source, claims: Claims, clock: FixedClock
+) -> None:
+    await lookups.look(claims)
+    lookups.recall(claims)
+    for answer in (None, Answer(math.inf, clock.now())):  # down, and emptied
+        source.answer = answer
+        task = asyncio.create_task(lookups.run())
+        count = len(source.asked)
+        await until(lambda count=count: len(source.asked) > count)
+        task.cancel()
+    clock.advance(1.5)
+    assert lookups.recall(claims).age_seconds == 1.5
