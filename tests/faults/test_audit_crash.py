@@ -52,7 +52,7 @@ ACTS_AND_ROWS = {
         "SELECT grant_id FROM audit_events WHERE action = 'api_key.create'",
     ),
     "roles": (
-        "SELECT name FROM roles WHERE NOT is_built_in",
+        "SELECT trim(name || ' ' || scopes) FROM roles WHERE NOT is_built_in",
         "SELECT subject FROM audit_events WHERE action = 'role.create'",
     ),
     "signing keys": (
