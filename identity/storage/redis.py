@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -35,7 +35,8 @@ SAFE_POLICY = "noeviction"
 _CONNECT_SECONDS = 0.1
 _REPLY_SECONDS = 1.0  # nobody waits for it, and a rebuild that gave up at the first slow reply would never end
 _POLICY_SECONDS = 10.0
-_BUILD_SECONDS = 3_600
+_BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
+_STEPPED_BACK_MS = 1_000
 _LOG_SECONDS = 60.0
 _PART = 500
 
@@ -59,13 +60,9 @@ class Mirror:
         self._schema = Schema(prefix)
         self._store = store
         self._count_entries = count_entries
-        self._redis: Any = aioredis.Redis.from_url(
-            url,
-            socket_timeout=_REPLY_SECONDS,
-            socket_connect_timeout=_CONNECT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
+        self._redis = _client(url)
+        self._name = secrets.token_hex(8)  # among the mirrors of several processes
+        self._build = 0
         self._doorbell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -129,12 +126,14 @@ class Mirror:
         """Write the next entries, or everything anew. -> whether that was all."""
         async with self._redis.pipeline() as pipe:
             await pipe.watch(self._schema.trust)
-            sentinel = Sentinel.parse(await pipe.get(self._schema.trust))
+            held = Sentinel.parse(await pipe.get(self._schema.trust))
             time_ms = _milliseconds(await pipe.time())  # before the feed is read: that is how old the news is
             epoch, head = await self._store.head()
-            if sentinel is None or sentinel.epoch != epoch or sentinel.version > head:
-                await pipe.unwatch()
-                await self._rebuild(sentinel)
+            sentinel = _usable(held, epoch, head, time_ms)
+            if sentinel is None:
+                if not await self._claim(pipe):
+                    return True  # another builds it: the next beat looks again
+                await self._rebuild()
                 return False
             changes = await self._store.entries_since(sentinel.version, _PART)
             entries = await self._merged([entry for _, entry in changes], time_ms)
@@ -163,7 +162,8 @@ class Mirror:
         for entry, minimum, left_ms in zip(named, replies[::2], replies[1::2], strict=True):
             joined.add(entry)
             if minimum is not None and left_ms > 0:
-                joined.add(Entry(entry.kind, entry.name, (time_ms + left_ms) // 1_000, int(minimum)))
+                held = await self._checked_minimum(minimum)
+                joined.add(Entry(entry.kind, entry.name, (time_ms + left_ms) // 1_000, held))
         return [entry for entry in entries if entry.kind in PACKED_KINDS] + list(joined.entries())
 
     def _put(self, pipe: Any, entries: Iterable[Entry]) -> None:
@@ -177,51 +177,76 @@ class Mirror:
 
     # -- everything anew ---------------------------------------------------------------------------------------
 
-    async def _rebuild(self, former: Sentinel | None) -> None:
+    async def _claim(self, pipe: Any) -> bool:
+        """Become the one that builds, and take away what vouches for the old: for all that *pipe* watches, too."""
+        await pipe.watch(self._schema.builder)
+        builder = await pipe.get(self._schema.builder)
+        if builder is not None and not builder.startswith(self._name):
+            return False
+        self._build += 1
+        pipe.multi()
+        pipe.set(self._schema.builder, self._progress(0), ex=_BUILD_SECONDS)
+        pipe.delete(self._schema.trust, self._schema.fresh)
+        with contextlib.suppress(WatchError):  # another was faster
+            await pipe.execute()
+            return True
+        return False
+
+    async def _rebuild(self) -> None:
         """Write every live entry, the sentinel last.
 
-        A counter that each part moves proves at the end that this very Redis has seen every part: it was neither
-        emptied nor replaced by a copy that lacks some. Raises WatchError where it was.
+        Each part moves the claim on, and is written only where the claim stands as the last part left it. So this very
+        Redis has seen every part: it was neither emptied nor replaced by a copy that lacks some, and nobody else's
+        entries were overwritten with older ones. Raises WatchError where it was otherwise.
         """
         _log.info("the mirror in Redis is built anew")
-        await self._redis.delete(self._schema.trust, self._schema.fresh)
-        if former is not None:
-            await self._purge()  # another epoch, or versions that SQL has lost: none of its minimums may stay
+        count = 0
+        async for keys in self._held_keys():  # of another epoch, or versions that SQL has lost: no minimum may stay
+            await self._put_part(count, [], keys)
+            count += 1
         time_ms = _milliseconds(await self._redis.time())
         epoch, version, batches = await self._store.live_entries()
-        counter, count = f"{self._schema.building}{secrets.token_hex(8)}", 0
         named = NamedEntries()
         for batch in batches:
             for entry in batch.others:
                 named.add(entry)
         packed = (entry for batch in batches for entry in batch if entry.kind in PACKED_KINDS)
         for part in chain(_parts(packed), _parts(named.entries())):
-            await self._put_part(counter, part)
+            await self._put_part(count, part)
             count += 1
-        await self._put_part(counter, [])
-        await self._finish(counter, count + 1, epoch, version, time_ms)
+        await self._finish(count, epoch, version, time_ms)
 
-    async def _put_part(self, counter: str, part: list[Entry]) -> None:
+    async def _put_part(self, count: int, part: list[Entry], removed: list[str] | None = None) -> None:
         async with self._redis.pipeline() as pipe:
+            await self._confirm_claim(pipe, count)
+            pipe.multi()
+            if removed:
+                pipe.unlink(*removed)
             self._put(pipe, part)
-            pipe.incr(counter)
-            pipe.expire(counter, _BUILD_SECONDS)
+            pipe.set(self._schema.builder, self._progress(count + 1), ex=_BUILD_SECONDS)
             await pipe.execute()
 
-    async def _finish(self, counter: str, count: int, epoch: str, version: int, time_ms: int) -> None:
+    async def _finish(self, count: int, epoch: str, version: int, time_ms: int) -> None:
         async with self._redis.pipeline() as pipe:
-            await pipe.watch(counter, self._schema.trust)
-            if await pipe.get(counter) != str(count) or await pipe.exists(self._schema.trust):
-                raise WatchError("Redis was emptied or replaced while the mirror was built")
+            await self._confirm_claim(pipe, count)
             pipe.multi()
             self._vouch(pipe, epoch, version, time_ms, is_fresh=False)  # the next step looks for later entries first
-            pipe.delete(counter)
+            pipe.delete(self._schema.builder)
             await pipe.execute()
 
-    async def _purge(self) -> None:
+    async def _confirm_claim(self, pipe: Any, count: int) -> None:
+        await pipe.watch(self._schema.builder)
+        if await pipe.get(self._schema.builder) != self._progress(count):
+            raise WatchError("Redis was emptied or replaced while the mirror was built, or another builds it")
+
+    def _progress(self, count: int) -> str:
+        return f"{self._name}:{self._build}:{count}"
+
+    async def _held_keys(self) -> AsyncIterator[list[str]]:
+        """The keys of entries that are there, a part at a time."""
         keys = [key async for key in self._redis.scan_iter(match=f"{self._schema.prefix}*", count=1_000)]
-        for part in _parts(keys):
-            await self._redis.unlink(*part)
+        for part in _parts(key for key in keys if key.startswith(self._schema.entries)):
+            yield part
 
     # -- troubles ----------------------------------------------------------------------------------------------
 
@@ -240,6 +265,13 @@ class Mirror:
             await self._redis.delete(self._schema.trust, self._schema.fresh)
             raise
 
+    async def _checked_minimum(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:  # nobody of us wrote it: nothing that is there can be vouched for
+            await self._redis.delete(self._schema.trust, self._schema.fresh)
+            raise RedisError("the mirror holds what it was not given") from None
+
     def _report(self, error: Exception) -> None:
         """One line for each new problem, and for a lasting one a line a minute. Not what Redis says: it may repeat what
         was sent to it, the password included."""
@@ -256,6 +288,33 @@ class Mirror:
         if self._problem:
             _log.info("the mirror in Redis is up to date again")
         self._problem = ""
+
+
+def _client(url: str) -> Any:
+    """Raises ConfigurationError: an option in the address is unknown."""
+    try:
+        client: Any = aioredis.Redis.from_url(
+            url,
+            socket_timeout=_REPLY_SECONDS,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but takes every option
+    except (TypeError, ValueError):
+        raise ConfigurationError(["redis_url: a part of it, or an option after its ?, is not understood"]) from None
+    return client
+
+
+def _usable(sentinel: Sentinel | None, epoch: str, head: int, time_ms: int) -> Sentinel | None:
+    """*sentinel*, if it vouches for entries of this feed, all of which Redis still has.
+
+    While its clock was ahead Redis may have dropped entries for good: a sentinel from the future tells that it was.
+    """
+    if sentinel is None or sentinel.epoch != epoch or sentinel.version > head:
+        return None
+    return sentinel if sentinel.time_ms <= time_ms + _STEPPED_BACK_MS else None
 
 
 def _milliseconds(redis_time: tuple[int, int]) -> int:

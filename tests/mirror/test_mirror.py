@@ -6,25 +6,29 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from identity.config import ConfigurationError, Settings, load
 from identity.domain.ports import RevocationStore
 from identity.server import Server
 from identity.storage import redis as storage
 from identity.storage.redis import Mirror
+from identity_client.redis import RedisRevocations
 from identity_client.trust.entries import Batch, Entry, EntryKind
+from identity_client.trust.source import SourceDown
 from tests.clients.issuer import new_id
 from tests.clients.shapes import until
 from tests.mirror.conftest import Mirrored
 from tests.redis_server import RedisServer
 from tests.rpc.api import Api, MakeSettings
 
+ACCOUNT = new_id()
 SECRET = "a-password-that-no-log-may-show"
 
 
@@ -298,6 +302,142 @@ async def test_it_stops_even_if_its_cancellation_is_swallowed(
         await mirror.stop()
 
 
+# -- several mirrors, and clocks -----------------------------------------------------------------------------------
+
+
+def a_minimum(minimum: int) -> Entry:
+    return Entry(EntryKind.ACCOUNT, ACCOUNT, expiring(), minimum)
+
+
+async def has_built(mirror: Mirror, redis_server: RedisServer, store: FeedStore) -> None:
+    await mirror._follow()
+    assert version(redis_server) == len(store.changes)
+
+
+@pytest.fixture
+async def another(redis_server: RedisServer, store: FeedStore) -> AsyncIterator[Mirror]:
+    """That of a second process."""
+    made = Mirror(redis_server.url, "identity:", cast(RevocationStore, store), lambda: len(store.changes))
+    yield made
+    await made.stop()
+
+
+async def test_a_builder_that_was_overtaken_lowers_no_minimum(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(a_minimum(5))
+    put, waits, goes_on = mirror._put_part, asyncio.Event(), asyncio.Event()
+
+    async def wait_and_put(*part: Any) -> None:
+        waits.set()
+        await goes_on.wait()
+        await put(*part)
+
+    monkeypatch.setattr(mirror, "_put_part", wait_and_put)
+    building = asyncio.create_task(mirror._follow())
+    await waits.wait()
+    await another._follow()
+    assert version(redis_server) == -1  # it does not build what somebody else is building
+    redis_server.client.delete("identity:builder")  # until that one's claim has ended
+    await has_built(another, redis_server, store)
+    store.add(a_minimum(6))
+    await has_built(another, redis_server, store)
+    goes_on.set()
+    with pytest.raises(WatchError):
+        await building
+    assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "6"
+
+
+async def test_a_builder_that_was_overtaken_removes_nothing(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(a_minimum(9))
+    await has_built(mirror, redis_server, store)
+    store.epoch = "epoch-2"
+    look, waits, goes_on = mirror._held_keys, asyncio.Event(), asyncio.Event()
+
+    async def look_and_wait() -> AsyncIterator[list[str]]:
+        async for keys in look():
+            waits.set()
+            await goes_on.wait()
+            yield keys
+
+    monkeypatch.setattr(mirror, "_held_keys", look_and_wait)
+    building = asyncio.create_task(mirror._follow())
+    await waits.wait()
+    redis_server.client.delete("identity:builder")
+    await has_built(another, redis_server, store)
+    goes_on.set()
+    with pytest.raises(WatchError):
+        await building
+    assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "9"
+
+
+async def test_what_a_failed_purge_left_is_removed_by_the_next(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(a_minimum(9))
+    await has_built(mirror, redis_server, store)
+    store.epoch, store.changes = "epoch-2", []
+
+    async def fail() -> AsyncIterator[list[str]]:
+        raise ConnectionError
+        yield []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_held_keys", fail)
+        with pytest.raises(ConnectionError):
+            await mirror._follow()
+    redis_server.client.set("identity:of:another", 1)  # a service whose prefix begins with ours
+    await has_built(mirror, redis_server, store)
+    assert redis_server.client.keys("identity:gen:*") == []
+    assert redis_server.client.exists("identity:of:another")
+
+
+async def test_after_a_clock_that_was_ahead_everything_is_written_again(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror
+) -> None:
+    store.add(a_minimum(9))
+    await has_built(mirror, redis_server, store)
+    # What a step ahead and back leaves behind: the entry has expired, the sentinel is of a time to come.
+    redis_server.client.delete(f"identity:gen:{ACCOUNT}")
+    ahead = sentinel(redis_server) | {"time_ms": sentinel(redis_server)["time_ms"] + 3_600_000}
+    redis_server.client.set("identity:trust", json.dumps(ahead))
+    reader = RedisRevocations(redis_server.url)
+    state, _ = await reader.ask([])
+    await reader.close()
+    assert state.age_seconds == math.inf
+    await has_built(mirror, redis_server, store)
+    assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "9"
+
+
+async def test_a_value_that_nobody_of_us_wrote_is_replaced(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror
+) -> None:
+    store.add(a_minimum(9))
+    await has_built(mirror, redis_server, store)
+    redis_server.client.set(f"identity:gen:{ACCOUNT}", "what is no number", ex=600)
+    store.add(a_minimum(10))
+    with pytest.raises(RedisError):
+        await mirror._follow()
+    await has_built(mirror, redis_server, store)
+    assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "10"
+
+
+async def test_many_questions_at_once_are_not_taken_for_a_redis_that_is_down(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror
+) -> None:
+    await has_built(mirror, redis_server, store)
+    reader = RedisRevocations(redis_server.url, timeout_seconds=0.1, maximum_connections=1)
+    redis_server.pause()
+    asked = await asyncio.gather(*(reader.ask([]) for _ in range(10)), return_exceptions=True)
+    redis_server.resume()
+    assert all(isinstance(answer, SourceDown) for answer in asked)
+    state, _ = await reader.ask([])  # one had failed, not ten
+    await reader.close()
+    assert state.age_seconds < math.inf
+
+
 # -- settings ------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +465,8 @@ def problems(make_settings: MakeSettings) -> Iterator[Callable[..., list[str]]]:
 
 
 def test_an_address_that_is_none_is_refused_without_repeating_it(problems: Callable[..., list[str]]) -> None:
+    with pytest.raises(ConfigurationError, match="not understood"):
+        Mirror(f"redis://:{SECRET}@localhost?unknown=1", "identity:", cast(RevocationStore, FeedStore()), lambda: 0)
     [problem] = problems(redis_url=f"http://:{SECRET}@redis")
     assert problem.startswith("redis_url must be redis://")
     assert problems(redis_url="redis://:x@localhost:6379/0") == problems(redis_url="unix:///run/redis.sock") == []

@@ -67,6 +67,7 @@ def test_all_that_can_take_a_token_back_is_read_after_the_sentinel(claims: Claim
         ((None, None, None, "3", "5", "5"), (False, False)),
         ((None, None, None, "4", None, None), (False, True)),
         ((None, None, None, None, None, "6"), (False, True)),
+        ((None, None, None, "what is no number", None, None), (False, True)),
     ],
 )
 def test_each_of_them_counts(claims: Claims, values: tuple[str | None, ...], standing: tuple[bool, bool]) -> None:
@@ -81,7 +82,10 @@ def test_a_sentinel_is_read_as_it_was_written() -> None:
     assert Sentinel.parse(sentinel.text()) == sentinel
 
 
-@pytest.mark.parametrize("text", [None, "", "1", "null", "[]", "{", '{"epoch":"e"}', '{"epoch":"e","version":"x"}'])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "1", "null", "[]", "{", '{"epoch":"e"}', '{"epoch":"e","version":"x"}', '{"epoch":"e","version":1e999}'],
+)
 def test_what_is_no_sentinel_vouches_for_nothing(text: str | None) -> None:
     assert Sentinel.parse(text) is None
 
@@ -93,9 +97,10 @@ def test_a_prefix_is_plain(prefix: str) -> None:
 
 
 def test_an_address_that_is_none_is_refused_without_repeating_it() -> None:
-    with pytest.raises(ValueError, match="begins with redis://") as caught:
-        RedisRevocations("http://:secret@redis")
-    assert "secret" not in str(caught.value)
+    for url in ("http://:secret@redis", "redis://:secret@redis?unknown=1", "redis://:secret@redis?socket_timeout=x"):
+        with pytest.raises(ValueError, match="begins with redis://") as caught:
+            RedisRevocations(url)
+        assert "secret" not in str(caught.value)
 
 
 def test_the_breaker_opens_after_three_failures_and_lets_one_attempt_through_a_delay() -> None:

@@ -20,6 +20,8 @@ from identity_client.redis.schema import DEFAULT_PREFIX, Schema, Sentinel
 from identity_client.tokens.claims import Claims
 from identity_client.trust.source import Answer, SourceDown
 
+_STEPPED_BACK_SECONDS = 1.0
+
 
 class RedisRevocations:
     """Give it to `Identity(connection, revocations=...)`, to one only.
@@ -27,7 +29,7 @@ class RedisRevocations:
     *url* is redis://, rediss:// or unix://, with the password in it if there is one; *prefix* is the service's setting
     redis_prefix. A question is one round trip and takes *timeout_seconds* at most, the connection included; nothing is
     repeated, and after three failures in a row Redis is left alone for up to a second at a time.
-    Raises ValueError: not such an address, or not such a prefix.
+    Raises ValueError: not such an address or prefix, or an option after the ? of the address that redis does not know.
     """
 
     def __init__(
@@ -52,20 +54,26 @@ class RedisRevocations:
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=True,
             )
-        except ValueError:
-            raise ValueError("a Redis address begins with redis://, rediss:// or unix://") from None
+            pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but takes every option
+        except (TypeError, ValueError):
+            text = "a Redis address begins with redis://, rediss:// or unix://, and has options of redis only"
+            raise ValueError(text) from None
+        self._slots = asyncio.Semaphore(maximum_connections)
         self._redis: Any = aioredis.Redis.from_pool(pool)
 
     async def ask(self, claims: Sequence[Claims]) -> tuple[Answer, list[Answer]]:
         """See RevocationSource."""
         if not self._breaker.admits():
             raise SourceDown("Redis did not answer and is left alone for a moment")
+        has_begun = False
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout), self._slots:
+                has_begun = True
                 replies = await self._exchange(claims)
             answers = self._answers(claims, replies)
         except (RedisError, OSError, ValueError) as error:
-            self._breaker.failed()
+            if has_begun:  # a question that waited for its turn tells nothing about Redis
+                self._breaker.failed()
             # Its own text could repeat what was sent, the password included.
             raise SourceDown(f"Redis gave no answer: {type(error).__name__}") from None
         self._breaker.succeeded()
@@ -100,4 +108,7 @@ def _answer(now: float, trust: str | None, is_revoked: bool = False, is_outdated
     sentinel = Sentinel.parse(trust)
     if sentinel is None:
         return Answer(math.inf, now, 0, is_revoked, is_outdated)
-    return Answer(max(0.0, now - sentinel.time_ms / 1e3), now, sentinel.count, is_revoked, is_outdated)
+    age = now - sentinel.time_ms / 1e3
+    if age < -_STEPPED_BACK_SECONDS:  # the clock of Redis was set back: how old the sentinel is, nobody can tell
+        age = math.inf
+    return Answer(max(0.0, age), now, sentinel.count, is_revoked, is_outdated)

@@ -9,6 +9,7 @@ With the default prefix `identity:`, every key a plain text:
     identity:pol:<role>   lowest good `pol` of tokens that carry the role
     identity:trust        the sentinel, JSON: epoch, version, count (of entries), time_ms
     identity:fresh        exists while the sentinel is less than 30 s old
+    identity:builder      exists while a process builds the mirror anew: its name, and how far it is
 
 An entry's key expires with the entry: when no token that it concerns can be alive. Invariant: with the sentinel's epoch
 and version, every entry of the feed up to that version that has not expired is here. The sentinel is written in one
@@ -22,6 +23,7 @@ A prefix with a hash tag, such as `{identity}:`, keeps all keys in one slot of a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,7 +64,7 @@ class Sentinel:
         try:
             value = json.loads(text or "")
             return cls(str(value["epoch"]), int(value["version"]), int(value["count"]), int(value["time_ms"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
@@ -75,7 +77,8 @@ class Schema:
         self.prefix = prefix
         self.trust = f"{prefix}trust"
         self.fresh = f"{prefix}fresh"
-        self.building = f"{prefix}building:"
+        self.builder = f"{prefix}builder"
+        self.entries = tuple(f"{prefix}{name}:" for name in _NAMES.values())
 
     def key(self, kind: EntryKind, name: str) -> str:
         """The key of an entry."""
@@ -94,13 +97,21 @@ class Schema:
         return [self.trust, *(self.key(kind, name) for kind, name in named)]
 
     def standing(self, claims: Claims, values: Sequence[str | None]) -> tuple[bool, bool]:
-        """-> whether the token is revoked, whether it is outdated, by the *values* of `keys`. Raises ValueError."""
+        """-> whether the token is revoked, whether it is outdated, by the *values* of `keys`."""
         ends = 4 if claims.token_id else 2
         revoking, generation, policies = values[1:ends], values[ends], values[ends + 1 :]
         is_revoked = any(value is not None for value in revoking)
-        is_outdated = claims.generation < int(generation or 0)
-        is_outdated |= any(claims.policy_version < int(value or 0) for value in policies)
+        is_outdated = claims.generation < _minimum(generation)
+        is_outdated |= any(claims.policy_version < _minimum(value) for value in policies)
         return is_revoked, is_outdated
+
+
+def _minimum(text: str | None) -> float:
+    """What is no number is above every token, and harms no other one's answer."""
+    try:
+        return int(text or 0)
+    except ValueError:
+        return math.inf
 
 
 def is_prefix(text: str) -> bool:
