@@ -62,7 +62,9 @@ class Bucket:
         drained = max(self.drained_ms, now_ms) + limit.interval_ms
         drained = min(drained, now_ms + limit.longest_debt_ms)
         failures = -(-(drained - now_ms) // limit.interval_ms)
-        return Bucket(drained, now_ms + limit.delay_ms(failures))
+        delay = limit.delay_ms(failures)
+        # Whoever took the time a moment earlier, and reads this a moment later, must not find that it is yet to come.
+        return Bucket(drained, now_ms + delay if delay else 0)
 
     def given_back(self, limit: Limit, counted_next_ms: int) -> Bucket:
         """With the failure taken back that had set next_ms to *counted_next_ms*; a later one keeps its delay."""

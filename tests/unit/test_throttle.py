@@ -55,6 +55,10 @@ def test_at_the_widest_settings_an_hour_allows_fewer_than_a_hundred_guesses(fail
     assert len(times) < 100
 
 
+def test_of_two_attempts_at_once_neither_waits_for_the_other_whichever_took_the_time_first() -> None:
+    assert EMPTY.counted(NAME, NOW + 1).wait_ms(NAME, NOW) == 0
+
+
 @pytest.mark.requirement("R51")
 def test_a_pause_of_one_interval_forgets_one_failure() -> None:
     _, bucket = hammered(NAME, 0)
