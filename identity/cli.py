@@ -118,7 +118,7 @@ async def _doctor(options: argparse.Namespace) -> int:
         problems = settings.problems()
     else:
         settings, problems = read(options.config, os.environ)
-    findings = doctor.examine(doctor.Patient(settings, problems, SystemClock()))
+    findings = await doctor.examine(doctor.Patient(settings, problems, SystemClock()))
     print(doctor.as_json(findings) if options.json else doctor.as_text(findings))
     return doctor.worst(findings)
 

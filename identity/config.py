@@ -40,12 +40,14 @@ class Settings:
     throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
     guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
-    audit_retention_days: 0 keeps the log for ever. redis_url may hold a password, and is shown nowhere.
+    database_connections: the most that a process opens to a PostgreSQL. audit_retention_days: 0 keeps the log for ever.
+    database and redis_url may hold a password, and are shown nowhere.
     """
 
     listen: str = "127.0.0.1:50551"
     issuer: str = "https://identity.localhost"
-    database: str = "sqlite:///identity.db"
+    database: str = field(default="sqlite:///identity.db", repr=False)
+    database_connections: int = 12
     master_key_file: str = ""
     service_name: str = "identity"
     groups: tuple[str, ...] = ("internal",)
@@ -181,6 +183,7 @@ _RANGES = {
     "session_absolute_lifetime_seconds": (60, 3 * 366 * 86_400),
     "refresh_grace_seconds": (0, 300),
     "leeway_seconds": (0, 30),
+    "database_connections": (2, 1_000),
     "hash_memory_kib": (19_456, 4 * 1024 * 1024),
     "hash_iterations": (2, 64),
     "hash_lanes": (1, 64),
@@ -223,8 +226,8 @@ def _check_choices(settings: Settings) -> list[str]:
         problems.append("reflection must be open, admin or off")
     if settings.log_level not in _LOG_LEVELS:
         problems.append(f"log_level must be one of {', '.join(_LOG_LEVELS)}")
-    if not re.fullmatch(r"sqlite:///(?!:).+", settings.database):
-        problems.append("database must be sqlite:///PATH: a file, not :memory:")
+    if not re.fullmatch(r"sqlite:///(?!:).+|postgresql(\+asyncpg)?://[^/]*/[^/]+", settings.database):
+        problems.append("database must be sqlite:///PATH, a file, or postgresql://USER@HOST:PORT/NAME")
     return problems
 
 

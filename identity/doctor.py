@@ -24,7 +24,8 @@ from .domain.values import KeyState, SigningKeyRecord
 from .house import AUDIT_SEAL_KEY
 from .signing import open_key
 from .storage import inspection
-from .storage.database import REVISION, find_revision
+from .storage.database import is_postgres
+from .storage.schema import REVISION, find_revision
 from .storage.sealing import MasterKey
 from .storage.sql.audit_check import AuditReport, check_audit
 from .storage.sql.signing_keys import all_keys
@@ -74,18 +75,20 @@ class Patient:
         object.__setattr__(self, "master", master)
 
     @property
-    def database(self) -> Path:
-        """The file; "." where the setting names none."""
+    def database(self) -> Path | None:
+        """The file, "." where the setting names none; None for PostgreSQL."""
+        if is_postgres(self.settings.database):
+            return None
         try:
             return Path(make_url(self.settings.database).database or "")
         except ValueError:
             return Path()
 
 
-def examine(patient: Patient) -> list[Finding]:
+async def examine(patient: Patient) -> list[Finding]:
     """Every check, in an order in which causes come before effects."""
     findings = [finding for check in (_configuration, _secret_files, _tls, _disk) for finding in check(patient)]
-    return [*findings, *_database(patient)]
+    return [*findings, *await _database(patient)]
 
 
 def as_text(findings: list[Finding]) -> str:
@@ -135,8 +138,9 @@ def _secret_files(patient: Patient) -> Iterator[Finding]:
         for problem in error.problems if patient.settings.master_key_file else ():
             yield Finding(check, Severity.ERROR, problem, "Restore the file from its safe copy, for its owner alone.")
     database = patient.database
-    beside = [database.with_name(database.name + end) for end in ("-wal", "-shm")] if database.name else []
-    for path in (Path(patient.settings.tls_key_file), database, *beside):
+    is_file = database is not None and database.name
+    files = [database.with_name(database.name + end) for end in ("", "-wal", "-shm")] if database and is_file else []
+    for path in (Path(patient.settings.tls_key_file), *files):
         if path.is_file() and path.stat().st_mode & _FORBIDDEN_MODE:
             is_good = False
             found = f"{path} is open to others: {stat.filemode(path.stat().st_mode)}"
@@ -184,8 +188,8 @@ def _certificate(check: str, held: x509.Certificate, now: datetime.datetime, nam
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
-    folder = patient.database.absolute().parent
-    if not folder.is_dir():
+    folder = patient.database.absolute().parent if patient.database is not None else None
+    if folder is None or not folder.is_dir():
         return  # told by the check of the database
     free = shutil.disk_usage(folder).free
     said = f"{free // _MIB:,} MiB are free where the database lies"
@@ -200,21 +204,22 @@ def _disk(patient: Patient) -> Iterator[Finding]:
 # -- the database --------------------------------------------------------------------------------------------------
 
 
-def _database(patient: Patient) -> Iterator[Finding]:
+async def _database(patient: Patient) -> list[Finding]:
     path = patient.database
-    if not path.is_file():
-        yield Finding(
-            "database", Severity.ERROR, f"{path} is no file", "Correct the setting, or start the service to make it."
-        )
-        return
+    if path is not None and not path.is_file():
+        advice = "Correct the setting, or start the service to make it."
+        return [Finding("database", Severity.ERROR, f"{path} is no file", advice)]
+
+    def check_all(connection: Connection) -> list[Finding]:
+        checks = _CHECKS if find_revision(connection) == REVISION else ()
+        return [*_schema(connection), *(finding for check in checks for finding in check(patient, connection))]
+
     try:
-        with inspection.open_read_only(path) as connection:
-            yield from _schema(connection)
-            for check in _CHECKS if find_revision(connection) == REVISION else ():
-                yield from check(patient, connection)
-    except DBAPIError as error:
+        return await inspection.look(patient.settings.database, check_all)
+    except (DBAPIError, OSError) as error:
+        found = f"{path or 'PostgreSQL'} cannot be read: {getattr(error, 'orig', None) or error}"
         advice = "Is it a database of this service, may you read it, is the disk sound? Restore a backup if need be."
-        yield Finding("database", Severity.ERROR, f"{path} cannot be read: {error.orig}", advice)
+        return [Finding("database", Severity.ERROR, found, advice)]
 
 
 def _schema(connection: Connection) -> Iterator[Finding]:
@@ -223,12 +228,11 @@ def _schema(connection: Connection) -> Iterator[Finding]:
         yield _good("migrations", f"the schema is of revision {revision}, as it should be")
     elif revision is None or revision < REVISION:
         found = f"the schema is of revision {revision or 'none'}; {REVISION} is pending"
-        yield Finding(
-            "migrations", Severity.WARNING, found, "Start the service: it migrates. Until then, no more is seen."
-        )
+        advice = "Run `identity migrate`; over SQLite the service does so when it starts. Until then, no more is seen."
+        yield Finding("migrations", Severity.WARNING, found, advice)
     else:
         found = f"the schema is of revision {revision}, newer than this program's {REVISION}"
-        yield Finding("migrations", Severity.ERROR, found, "Use the newer program: an old one would not start.")
+        yield Finding("migrations", Severity.ERROR, found, "Use the newer program.")
 
 
 def _integrity(_: Patient, connection: Connection) -> Iterator[Finding]:
@@ -236,7 +240,7 @@ def _integrity(_: Patient, connection: Connection) -> Iterator[Finding]:
     for problem in problems:
         yield Finding("integrity", Severity.ERROR, problem, "Stop the service, and restore a backup on a sound disk.")
     if not problems:
-        yield _good("integrity", "the database file is sound")
+        yield _good("integrity", "the database is sound, as far as can be seen from here")
 
 
 def _clock(patient: Patient, connection: Connection) -> Iterator[Finding]:

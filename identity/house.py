@@ -116,7 +116,7 @@ class House:
 async def open_house(settings: Settings, clock: Clock) -> House:
     """Open the database and the keys, and build. Raises ConfigurationError, DependencyDown."""
     master = MasterKey.from_file(Path(settings.master_key_file))
-    stores = await open_stores(settings.database, clock)
+    stores = await open_stores(settings.database, clock, settings.database_connections)
     try:
         return await _build(settings, clock, master, stores)
     except BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from tests.requirements_report import RequirementsReport
 
 if TYPE_CHECKING:  # the tests of the client library run where no server is installed, too
     from identity.config import Settings
+    from tests.postgres_server import Databases
     from tests.rpc.api import Api, MakeSettings
 
 
@@ -33,6 +34,28 @@ def clock() -> FixedClock:
 @pytest.fixture
 def issuer(clock: FixedClock) -> Issuer:
     return Issuer(clock)
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """One PostgreSQL for the whole run, started when the first test asks for it."""
+    from tests.postgres_server import Databases
+
+    databases = Databases()
+    yield databases
+    databases.stop()
+
+
+@pytest.fixture(params=("sqlite", "postgresql"))
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database; its schema is the newest."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'identity.db'}"
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    url = await databases.create()
+    yield url
+    databases.drop(url)
 
 
 @pytest.fixture

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-from identity.storage.readers import Readers
 from identity.storage.sql.common import Moment
-from identity.storage.writer import Writer
-from identity_client.clock import Clock
 
 T = TypeVar("T")
 
 Work = Callable[[Connection, Moment], T]
-"""A piece of a store: gets the connection of its transaction, and the time at which it runs."""
+"""A piece of a store: gets the connection of its transaction, and the time at which it runs. It may be run again from
+its beginning, where the database made it give way to another."""
 
 
-class Access:
-    """Reads beside the writer; writes in its turn. Both raise DependencyDown."""
-
-    def __init__(self, writer: Writer, readers: Readers, clock: Clock) -> None:
-        self._writer = writer
-        self._readers = readers
-        self._clock = clock
+class Access(Protocol):
+    """What each kind of database offers to the stores. Everything raises DependencyDown and Overloaded."""
 
     async def read(self, work: Work[T]) -> T:
         """Run *work* on one instant of the database."""
-        return await self._readers.run(lambda connection: work(connection, Moment(self._clock.now())))
 
     async def write(self, work: Work[T]) -> T:
-        """Run *work* under the write lock; return once it is durable."""
-        return await self._writer.run(lambda connection: work(connection, Moment(self._clock.now())))
+        """Run *work* in a transaction; return once it is durable. A caller that stops waiting does not stop it.
+
+        SQLite runs one at a time. PostgreSQL runs several, so what a piece of work decides by must be held: see
+        sql.rows.hold_grant, hold_account and take_turn. Rows are held in the order accounts, grants, feed head.
+        """
+
+    def set_doorbell(self, ring: Callable[[], None]) -> None:
+        """Have *ring* called, on the event loop, when a revocation was committed: here at once, elsewhere soon."""
+
+    async def close(self) -> None:
+        """Finish what waits and close every connection."""

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, create_engine, event, func, select, text
+from sqlalchemy import Connection, create_engine, event, func, make_url, select, text
 from sqlalchemy.pool import NullPool
 
+from identity.storage.sql.common import is_postgres
 from identity.storage.tables import accounts, audit_events, audit_seals
+
+T = TypeVar("T")
 
 _LOOKED_AT_EVENTS = 1_000
 
 
+async def look(url: str, work: Callable[[Connection], T]) -> T:
+    """Run *work* over a connection that can change nothing, in one transaction. Raises DBAPIError, OSError."""
+    if url.startswith("postgresql"):
+        from identity.storage.postgres import look_only
+
+        return await look_only(url, work)
+    with open_read_only(Path(make_url(url).database or "")) as connection:
+        return work(connection)
+
+
 @contextmanager
 def open_read_only(path: Path) -> Iterator[Connection]:
-    """A connection that can change nothing, in one transaction. Raises DBAPIError."""
+    """The file at *path*. Raises DBAPIError."""
     # Without a write-ahead log nobody has the file open: then SQLite needs no helper files, and makes none.
     mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
     uri = f"file:{quote(str(path.absolute()))}?{mode}"
@@ -38,7 +52,9 @@ def open_read_only(path: Path) -> Iterator[Connection]:
 
 
 def integrity_problems(connection: Connection) -> list[str]:
-    """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
+    """What SQLite itself finds wrong with the file, and rows that refer to nothing. PostgreSQL looks after its own."""
+    if is_postgres(connection):
+        return []
     found = [line for (line,) in connection.execute(text("PRAGMA integrity_check(20)")) if line != "ok"]
     orphans = [f"a row of {row[0]} refers to nothing" for row in connection.execute(text("PRAGMA foreign_key_check"))]
     return found + orphans[:20]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from identity.storage.sql.common import PUBLISHED
 from identity_client.errors import DependencyDown, Overloaded
 
 T = TypeVar("T")
@@ -26,9 +27,6 @@ BATCH_LIMIT = 256
 
 WAITING_LIMIT = 10_000
 """The most pieces that wait; beyond it callers are refused at once, before memory and delays grow without end."""
-
-PUBLISHED = "published"
-"""A key of Connection.info: set by work that appended to the feed."""
 
 
 @dataclass(slots=True)

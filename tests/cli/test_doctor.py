@@ -23,6 +23,7 @@ from identity.server import Server
 from identity.storage.sealing import MasterKey
 from tests.clients.issuer import FixedClock
 from tests.faults.dev_server import DevServer
+from tests.postgres_server import in_own_loop
 from tests.rpc.api import MakeSettings, prepare
 from tests.rpc.certificates import Authority, write_pair
 
@@ -43,7 +44,8 @@ async def settings(make_settings: MakeSettings) -> Settings:
 
 
 def examined(settings: Settings, later_seconds: float = 0) -> list[Finding]:
-    findings = examine(Patient(settings, settings.problems(), FixedClock(time.time() + later_seconds)))
+    patient = Patient(settings, settings.problems(), FixedClock(time.time() + later_seconds))
+    findings = in_own_loop(lambda: examine(patient))
     assert all(finding.advice for finding in findings if finding.severity is not Severity.OK)
     return findings
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from identity.domain.grants import (
     Credential,
@@ -33,6 +30,7 @@ from identity.storage.database import Stores
 from identity_client.errors import TokenTooLarge
 from identity_client.trust.entries import EntryKind
 from tests.clients.issuer import new_id
+from tests.databases import query, table_names
 
 ACT = Act(request_id="request", origin="127.0.0.1")
 LIFETIME = 600
@@ -127,29 +125,25 @@ async def entries(stores: Stores) -> list[tuple[int, EntryKind, str, int, int]]:
     return [(version, entry.kind, entry.name, entry.minimum, entry.expire_time) for version, entry in found]
 
 
-def dump(tmp_path: Path, *but_tables: str) -> dict[str, list[tuple[object, ...]]]:
+def dump(url: str, *but_tables: str) -> dict[str, list[tuple[object, ...]]]:
     """Every row of the database, but those of some tables."""
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {
-            name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
-            for name in tables
-            if name not in but_tables
-        }
+    return {
+        name: sorted(query(url, f"SELECT * FROM {name}"), key=repr)
+        for name in table_names(url)
+        if name not in but_tables
+    }
 
 
-def audited(tmp_path: Path) -> list[str]:
+def audited(url: str) -> list[str]:
     """The actions and outcomes in the audit log, in order, without the fixture's own roles."""
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        rows = connection.execute("SELECT action, outcome FROM audit_events ORDER BY event_id").fetchall()
-        return [f"{action} {outcome}" for action, outcome in rows if action != "role.create"]
+    rows = query(url, "SELECT action, outcome FROM audit_events ORDER BY event_id")
+    return [f"{action} {outcome}" for action, outcome in rows if action != "role.create"]
 
 
-def count_rows(tmp_path: Path, table: str) -> int:
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        condition = " WHERE action != 'role.create'" if table == "audit_events" else ""  # the fixture's own roles
-        [count] = connection.execute(f"SELECT count(*) FROM {table}{condition}").fetchone()
-        return int(count)
+def count_rows(url: str, table: str) -> int:
+    condition = " WHERE action != 'role.create'" if table == "audit_events" else ""  # the fixture's own roles
+    [(count,)] = query(url, f"SELECT count(*) FROM {table}{condition}")
+    return int(count)
 
 
 async def add_key(stores: Stores, name: str = "key") -> SigningKeyRecord:

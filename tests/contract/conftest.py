@@ -1,9 +1,8 @@
-"""The stores over a fresh database, and a clock that the test moves."""
+"""The stores over a fresh database of each kind, and a clock that the test moves."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,8 @@ from tests.contract.builders import ACT, ROLES
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'identity.db'}"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture

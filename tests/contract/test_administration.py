@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,21 +117,21 @@ def new_service(username: str = "orders") -> tuple[NewAccount, NewCredential]:
     return account, NewCredential(new_id(), GrantKind.CLIENT_SECRET, secret_hash=bytes(32))
 
 
-async def test_a_repeat_answers_what_the_first_created_as_it_is_now(stores: Stores, tmp_path: Path) -> None:
+async def test_a_repeat_answers_what_the_first_created_as_it_is_now(stores: Stores, url: str) -> None:
     act = once(await admin_act(stores))
     created = await stores.accounts.create(new_user(), None, act)
-    audited = count_rows(tmp_path, "audit_events")
+    audited = count_rows(url, "audit_events")
     changed, _ = await stores.accounts.set_roles(by_id(created.account_id), ("clerk",), ACT)
     assert await stores.accounts.create(new_user(), None, act) == changed
-    assert count_rows(tmp_path, "accounts") == 2
-    assert count_rows(tmp_path, "audit_events") == audited + 1  # of set_roles
+    assert count_rows(url, "accounts") == 2
+    assert count_rows(url, "audit_events") == audited + 1  # of set_roles
 
 
-async def test_ten_sendings_at_once_create_one(stores: Stores, tmp_path: Path) -> None:
+async def test_ten_sendings_at_once_create_one(stores: Stores, url: str) -> None:
     act = once(await admin_act(stores))
     answers = await asyncio.gather(*(stores.accounts.create(new_user(), None, act) for _ in range(10)))
     assert len({answer.account_id for answer in answers}) == 1
-    assert count_rows(tmp_path, "accounts") == 2
+    assert count_rows(url, "accounts") == 2
 
 
 async def test_a_secret_is_not_shown_twice_and_the_repeat_names_what_was_created(stores: Stores) -> None:
@@ -193,7 +192,7 @@ async def test_what_was_created_and_deleted_is_gone_for_the_repeat_too(stores: S
 
 
 async def test_after_a_day_the_name_is_free_and_the_sweep_removes_it(
-    stores: Stores, clock: FixedClock, tmp_path: Path
+    stores: Stores, clock: FixedClock, url: str
 ) -> None:
     root = await create_user(stores, "root", "admin")
 
@@ -208,10 +207,10 @@ async def test_after_a_day_the_name_is_free_and_the_sweep_removes_it(
     clock.advance(1)
     assert (await sent("dave", b"two")).username == "dave"
     await stores.sweeper.sweep("", 100)
-    assert count_rows(tmp_path, "done_requests") == 1
+    assert count_rows(url, "done_requests") == 1
     clock.advance(REMEMBERED_SECONDS)
     await stores.sweeper.sweep("", 100)
-    assert count_rows(tmp_path, "done_requests") == 0
+    assert count_rows(url, "done_requests") == 0
 
 
 # -- sessions by filter ----------------------------------------------------------------------------------------------
@@ -337,16 +336,16 @@ async def test_a_session_ended_meanwhile_is_not_counted_again(stores: Stores) ->
 
 
 async def test_the_acts_of_one_part_are_one_row_of_the_log_and_an_empty_act_is_one_too(
-    stores: Stores, tmp_path: Path
+    stores: Stores, url: str
 ) -> None:
     carol = await create_user(stores, "carol")
     await log_in(stores, carol)
-    before = count_rows(tmp_path, "audit_events")
+    before = count_rows(url, "audit_events")
     await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
     await stores.session_selection.end(SessionFilter(), SessionPart(None, None), "", ACT, confirm=True)
     later = SessionPart((carol.account_id, 0, ""), None)
     await stores.session_selection.end(SessionFilter(), later, "", ACT, confirm=True)
-    assert count_rows(tmp_path, "audit_events") == before + 2
+    assert count_rows(url, "audit_events") == before + 2
 
 
 class Silent:

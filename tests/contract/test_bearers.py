@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from identity.domain.grants import ApiKeyUse, BearerRecord, CredentialTerms, GrantKind, NewCredential, SessionTerms
@@ -145,16 +143,16 @@ async def test_use_moves_the_idle_end_and_never_the_absolute_one(
 
 @pytest.mark.requirement("R12")
 async def test_a_session_is_touched_at_most_once_a_minute(
-    stores: Stores, introspector: Introspector, bearers: CountingBearers, clock: FixedClock, tmp_path: Path
+    stores: Stores, introspector: Introspector, bearers: CountingBearers, clock: FixedClock, url: str
 ) -> None:
     clock.wall = 1_900_000_020.0
     token, _ = await open_session(stores, await create_user(stores))
-    before = dump(tmp_path)
+    before = dump(url)
     for _ in range(59):
         assert await introspector.introspect(token, ORDERS)
         clock.advance(1)
     assert bearers.touched == 0
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     for _ in range(180):
         clock.advance(1)
         assert await introspector.introspect(token, ORDERS)
@@ -171,17 +169,17 @@ async def test_a_use_that_cannot_be_noted_is_answered_all_the_same(
 
 
 async def test_a_session_that_ended_is_not_revived_by_a_late_touch(
-    stores: Stores, introspector: Introspector, clock: FixedClock, tmp_path: Path
+    stores: Stores, introspector: Introspector, clock: FixedClock, url: str
 ) -> None:
     token, session_id = await open_session(stores, await create_user(stores))
     _, expired_id = await open_session(stores, await create_user(stores, "dave"))
     clock.advance(IDLE - 1)
     await stores.grants.end(session_id, EndReason.REVOKED, "", ACT)
     clock.advance(1)
-    before = dump(tmp_path)
+    before = dump(url)
     for each in (session_id, expired_id, new_id()):
         await stores.grants.touch(each)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     assert await introspector.introspect(token, ORDERS) is None
 
 

@@ -71,13 +71,13 @@ async def test_a_credential_is_kept_with_its_terms(stores: Stores, clock: FixedC
 
 
 @pytest.mark.parametrize("kind", [GrantKind.CLIENT_SECRET, GrantKind.PUBLIC_KEY, GrantKind.CERTIFICATE])
-async def test_a_user_has_no_credential_of_a_service(stores: Stores, tmp_path: Path, kind: GrantKind) -> None:
+async def test_a_user_has_no_credential_of_a_service(stores: Stores, url: str, kind: GrantKind) -> None:
     carol = await create_user(stores)
-    before = dump(tmp_path)
+    before = dump(url)
     with pytest.raises(InvalidRequest) as caught:
         await create_credential(stores, carol, kind)
     assert caught.value.field == "account"
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 @pytest.mark.requirement("R30")
@@ -88,13 +88,13 @@ async def test_a_user_has_api_keys_several_at_once(stores: Stores) -> None:
     assert {key.grant_id for key in listed} == {key.grant_id for key in keys}
 
 
-async def test_a_credential_grants_nothing_that_its_account_has_not(stores: Stores, tmp_path: Path) -> None:
+async def test_a_credential_grants_nothing_that_its_account_has_not(stores: Stores, url: str) -> None:
     service, _ = await create_service(stores, "orders", "peer")
-    before = dump(tmp_path)
+    before = dump(url)
     terms = CredentialTerms(scopes=("identity.watch", "identity.admin"))
     with pytest.raises(ScopeNotGranted):
         await create_credential(stores, service, GrantKind.CLIENT_SECRET, terms=terms)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 async def test_no_credential_without_its_account(stores: Stores) -> None:
@@ -105,29 +105,29 @@ async def test_no_credential_without_its_account(stores: Stores) -> None:
         await stores.credentials.list_page(by_id(new_id()), None, 10)
 
 
-async def test_only_an_admin_creates_and_ends_credentials(stores: Stores, tmp_path: Path) -> None:
+async def test_only_an_admin_creates_and_ends_credentials(stores: Stores, url: str) -> None:
     service, grant_id = await create_service(stores)
     act = act_of(await log_in(stores, await create_user(stores)))
-    before = dump(tmp_path)
+    before = dump(url)
     with pytest.raises(PermissionMissing):
         await stores.grants.end_credential(grant_id, EndReason.REVOKED, "", act)
     with pytest.raises(PermissionMissing):
         await stores.credentials.create(by_id(service.account_id), NewCredential(new_id(), GrantKind.API_KEY), act)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 @pytest.mark.requirement("R31")
 @pytest.mark.parametrize("name", [KEY_NAME, SPIFFE_NAME, "dns:orders.internal"])
-async def test_a_name_stands_for_one_live_credential(stores: Stores, tmp_path: Path, name: str) -> None:
+async def test_a_name_stands_for_one_live_credential(stores: Stores, url: str, name: str) -> None:
     kind = GrantKind.PUBLIC_KEY if name == KEY_NAME else GrantKind.CERTIFICATE
     orders, _ = await create_service(stores, "orders")
     billing, _ = await create_service(stores, "billing")
     first = await create_credential(stores, orders, kind, lookup_name=name)
-    before = dump(tmp_path)
+    before = dump(url)
     for service in (orders, billing):
         with pytest.raises(CredentialAlreadyExists):
             await create_credential(stores, service, kind, lookup_name=name)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     await stores.grants.end_credential(first.grant_id, EndReason.REVOKED, "", ACT)
     second = await create_credential(stores, billing, kind, lookup_name=name)
     found = await stores.credentials.find_by_name(kind, name)
@@ -205,7 +205,7 @@ async def test_live_credentials_are_listed_newest_first_and_no_session_among_the
 # -- using -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_use_is_noted_to_the_minute_and_audited(stores: Stores, tmp_path: Path, clock: FixedClock) -> None:
+async def test_a_use_is_noted_to_the_minute_and_audited(stores: Stores, url: str, clock: FixedClock) -> None:
     service, grant_id = await create_service(stores)
     clock.wall = 1_900_000_019.5
     snapshot = await use_secret(stores, grant_id)
@@ -213,7 +213,7 @@ async def test_a_use_is_noted_to_the_minute_and_audited(stores: Stores, tmp_path
     assert snapshot.issue_time == 1_900_000_019
     [listed] = await stores.credentials.list_page(by_id(service.account_id), None, 10)
     assert listed.last_used_time == 1_900_000_019 - 1_900_000_019 % 60
-    assert audited(tmp_path)[-1] == "client_secret.use ok"
+    assert audited(url)[-1] == "client_secret.use ok"
 
 
 async def test_account_credential_and_request_each_narrow(stores: Stores) -> None:
@@ -243,9 +243,7 @@ async def test_a_credential_is_good_until_its_last_second(stores: Stores, clock:
 
 
 @pytest.mark.parametrize("loss", ["ended", "disabled", "unknown"])
-async def test_a_credential_that_is_over_gives_nothing_and_writes_nothing(
-    stores: Stores, tmp_path: Path, loss: str
-) -> None:
+async def test_a_credential_that_is_over_gives_nothing_and_writes_nothing(stores: Stores, url: str, loss: str) -> None:
     service, grant_id = await create_service(stores)
     if loss == "ended":
         await stores.grants.end_credential(grant_id, EndReason.REVOKED, "", ACT)
@@ -253,23 +251,23 @@ async def test_a_credential_that_is_over_gives_nothing_and_writes_nothing(
         await stores.accounts.disable(by_id(service.account_id), ACT)
     else:
         grant_id = new_id()
-    before = dump(tmp_path)
+    before = dump(url)
     assert await refused(stores, grant_id) is Cause.CREDENTIAL_ENDED
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 @pytest.mark.requirement("R7")
 async def test_a_machine_whose_token_does_not_fit_has_spent_nothing(
-    stores: Stores, tmp_path: Path, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     service, _ = await create_service(stores)
     key = await create_credential(stores, service, GrantKind.PUBLIC_KEY, **KEY)
-    before, use = dump(tmp_path), assertion(clock.now() + 60)
+    before, use = dump(url), assertion(clock.now() + 60)
     with pytest.raises(TokenTooLarge):
         await stores.credentials.use(
             CredentialUse(key.grant_id, "internal", (), LIFETIME, use), TooLarge(), "assertion.use", ACT
         )
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     assert await use_secret(stores, key.grant_id, assertion=use)
 
 
@@ -307,15 +305,15 @@ async def test_a_session_is_no_credential_and_what_is_not_there_cannot_end(store
 
 @pytest.mark.requirement("R31")
 async def test_an_assertion_is_spent_by_its_use_also_after_a_new_start(
-    stores: Stores, tmp_path: Path, url: str, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     service, _ = await create_service(stores)
     key = await create_credential(stores, service, GrantKind.PUBLIC_KEY, **KEY)
     use = assertion(clock.now() + 65)
     assert await use_secret(stores, key.grant_id, assertion=use)
-    before = dump(tmp_path)
+    before = dump(url)
     assert await refused(stores, key.grant_id, assertion=use) is Cause.ASSERTION_REPLAYED
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     again = await open_stores(url, clock)
     assert await refused(again, key.grant_id, assertion=use) is Cause.ASSERTION_REPLAYED
     assert await use_secret(again, key.grant_id, assertion=assertion(clock.now() + 65, b"b"))
@@ -323,9 +321,7 @@ async def test_an_assertion_is_spent_by_its_use_also_after_a_new_start(
 
 
 @pytest.mark.requirement("R31")
-async def test_of_many_uses_of_one_assertion_one_gives_a_token(
-    stores: Stores, tmp_path: Path, clock: FixedClock
-) -> None:
+async def test_of_many_uses_of_one_assertion_one_gives_a_token(stores: Stores, url: str, clock: FixedClock) -> None:
     service, _ = await create_service(stores)
     key = await create_credential(stores, service, GrantKind.PUBLIC_KEY, **KEY)
     use = assertion(clock.now() + 65)
@@ -334,7 +330,7 @@ async def test_of_many_uses_of_one_assertion_one_gives_a_token(
     )
     assert sum(not isinstance(result, BaseException) for result in results) == 1
     assert {result.cause for result in results if isinstance(result, Rejected)} == {Cause.ASSERTION_REPLAYED}
-    assert count_rows(tmp_path, "used_assertions") == 1
+    assert count_rows(url, "used_assertions") == 1
 
 
 @pytest.mark.requirement("R31")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator, Mapping
-from contextlib import closing
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, MetaData, Table, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
+from identity.config import ConfigurationError
 from identity.domain.audit_events import AuditFilter, Personal
 from identity.domain.audit_seals import SealKey
 from identity.domain.grants import CredentialTerms
 from identity.domain.sealer import Sealer
 from identity.domain.secrets import hash_secret
 from identity.domain.values import EndReason, Standing, TokenIdentity
-from identity.storage import database
+from identity.storage import schema
 from identity.storage.database import Stores, open_stores
-from identity.storage.inspection import open_read_only
+from identity.storage.inspection import integrity_problems, look
+from identity.storage.postgres import migrate_postgres
 from identity.storage.sql.audit_check import check_audit
 from identity.storage.tables import metadata
 from tests.clients.issuer import FixedClock, new_id
@@ -34,22 +37,28 @@ from tests.contract.builders import (
     admit_all,
     by_id,
     count_rows,
+    create_user,
     dump,
     use_secret,
 )
+from tests.databases import KINDS, execute, is_postgres
+from tests.postgres_server import Databases
 
-SCRIPTS = str(Path(database.__file__).with_name("migrations"))
+SCRIPTS = str(Path(schema.__file__).with_name("migrations"))
 
 
-async def test_migrated_tables_are_those_of_the_code(stores: Stores, url: str) -> None:
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    engine.dispose()
+async def test_migrated_tables_are_those_of_the_code(url: str, clock: FixedClock) -> None:
+    await (await opened(url, clock)).close()
+    assert await look(url, differences) == []
+
+
+def differences(connection: Connection) -> list[object]:
+    """Between the tables of a database and those of the code."""
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
 def test_the_newest_migration_is_the_one_that_the_code_expects() -> None:
-    assert ScriptDirectory(SCRIPTS).get_current_head() == database.REVISION
+    assert ScriptDirectory(SCRIPTS).get_current_head() == schema.REVISION
 
 
 # -- from the first release with data in place -----------------------------------------------------------------------
@@ -59,21 +68,49 @@ SALT = b"salt" * 4
 SECRET = b"s" * 32
 
 
-def make_first_release(path: Path) -> dict[str, str]:
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database, without a schema."""
+    if request.param == "sqlite":
+        path = tmp_path / "identity.db"
+        path.touch(0o600)
+        yield f"sqlite:///{path}"
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    url = databases.create_empty()
+    yield url
+    databases.drop(url)
+
+
+async def opened(url: str, clock: FixedClock) -> Stores:
+    """Migrated, as each kind of database is."""
+    if is_postgres(url):
+        await migrate_postgres(url)
+    return await open_stores(url, clock)
+
+
+async def make_first_release(url: str) -> dict[str, str]:
     """A database as the first release left it, with a row of every kind; -> the ids."""
     named = {name: new_id() for name in ("carol", "eve", "orders", "session", "ended", "access", "secret")}
-    path.touch(0o600)
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
+
+    def fill(connection: Connection) -> None:
         config = Config()
         config.set_main_option("script_location", SCRIPTS)
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
-        for table, rows in first_rows(named).items():
+        for name, rows in first_rows(named).items():
+            table = Table(name, MetaData(), autoload_with=connection)
             for row in rows:
-                names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
-                connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), row)
-    engine.dispose()
+                connection.execute(table.insert().values(**row))
+
+    if is_postgres(url):
+        engine = create_async_engine(url.replace("postgresql", "postgresql+asyncpg", 1))
+        async with engine.begin() as first:
+            await first.run_sync(fill)
+        await engine.dispose()
+    else:
+        with create_engine(url, poolclass=NullPool).begin() as connection:
+            fill(connection)
     return named
 
 
@@ -132,9 +169,9 @@ def _account(account_id: str, name: str, roles: str, others: Mapping[str, object
 
 
 @pytest.fixture
-async def upgraded(tmp_path: Path, url: str, clock: FixedClock) -> AsyncIterator[tuple[Stores, dict[str, str]]]:
-    named = make_first_release(tmp_path / "identity.db")
-    stores = await open_stores(url, clock)
+async def upgraded(url: str, clock: FixedClock) -> AsyncIterator[tuple[Stores, dict[str, str]]]:
+    named = await make_first_release(url)
+    stores = await opened(url, clock)
     yield stores, named
     await stores.close()
 
@@ -143,12 +180,8 @@ Upgraded = tuple[Stores, dict[str, str]]
 
 
 async def test_an_upgraded_database_has_the_tables_of_a_new_one(upgraded: Upgraded, url: str) -> None:
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
-        assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
-    engine.dispose()
+    assert await look(url, differences) == []
+    assert await look(url, integrity_problems) == []
 
 
 async def test_sessions_go_on_through_the_upgrade(upgraded: Upgraded, clock: FixedClock) -> None:
@@ -193,7 +226,7 @@ async def test_every_role_that_was_borne_is_a_role_after_the_upgrade(upgraded: U
     assert not account.password_change_required
 
 
-async def test_what_was_revoked_or_disabled_stays_so_through_the_upgrade(upgraded: Upgraded, tmp_path: Path) -> None:
+async def test_what_was_revoked_or_disabled_stays_so_through_the_upgrade(upgraded: Upgraded, url: str) -> None:
     stores, named = upgraded
     epoch, version, live = await stores.revocations.live_entries()
     assert (epoch, version, [entry.name for batch in live for entry in batch]) == ("e" * 16, 7, [named["ended"]])
@@ -201,7 +234,7 @@ async def test_what_was_revoked_or_disabled_stays_so_through_the_upgrade(upgrade
     held = await stores.sessions.find(named["ended"])
     assert held is not None
     assert held.end_time == NOW
-    assert count_rows(tmp_path, "audit_events") == 1
+    assert count_rows(url, "audit_events") == 1
 
 
 async def test_tokens_of_the_first_release_hold_after_the_upgrade(upgraded: Upgraded) -> None:
@@ -211,32 +244,46 @@ async def test_tokens_of_the_first_release_hold_after_the_upgrade(upgraded: Upgr
     assert await stores.revocations.standings([old]) == [Standing.LIVE]
 
 
-async def test_an_old_audit_log_is_kept_numbered_without_gaps_and_sealed(
-    tmp_path: Path, url: str, clock: FixedClock
-) -> None:
-    make_first_release(tmp_path / "identity.db")
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection, connection:
-        refused = "(9, 2, 'session.open', 'PASSWORD_WRONG', '192.0.2.7', 'request', 'name 1', 'key')"
-        names = "event_id, time_ms, action, outcome, origin, request_id, note, refusal_key"
-        connection.execute(f"INSERT INTO audit_events ({names}) VALUES {refused}")
-    stores = await open_stores(url, clock)
+async def test_an_old_audit_log_is_kept_numbered_without_gaps_and_sealed(url: str, clock: FixedClock) -> None:
+    await make_first_release(url)
+    refused = "(9, 2, 'session.open', 'PASSWORD_WRONG', '192.0.2.7', 'request', 'name 1', 'key')"
+    names = "event_id, time_ms, action, outcome, origin, request_id, note, refusal_key"
+    execute(url, f"INSERT INTO audit_events ({names}) VALUES {refused}")
+    stores = await opened(url, clock)
     await Sealer(stores.audit_seals, SealKey(bytes(32)), 0, clock).seal()
     events = (await stores.audit.list_page(AuditFilter(), None, 10)).events
+    await create_user(stores, "dave")
+    [newest] = (await stores.audit.list_page(AuditFilter(), None, 1)).events
+    assert newest.event_id == 3
     await stores.close()
     assert [(event.event_id, event.outcome, event.personal) for event in events] == [
         (2, "PASSWORD_WRONG", Personal("192.0.2.7", "", "name 1")),
         (1, "ok", Personal("", "", "kept")),
     ]
-    with open_read_only(tmp_path / "identity.db") as read:
-        assert check_audit(read, SealKey(bytes(32))).problems == []
+    report = await look(url, lambda connection: check_audit(connection, SealKey(bytes(32))))
+    assert report.problems == []
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_database(
-    tmp_path: Path, url: str, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+    url: str, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_first_release(tmp_path / "identity.db")
-    before = dump(tmp_path)
+    await make_first_release(url)
+    before = dump(url)
     monkeypatch.setattr("secrets.token_hex", None)  # the migration's last part needs it
     with pytest.raises(TypeError):
+        await opened(url, clock)
+    assert dump(url) == before
+
+
+async def test_a_postgres_with_an_old_schema_is_not_served_and_a_newer_one_is(
+    databases: Databases, clock: FixedClock
+) -> None:
+    url = databases.create_empty()
+    await make_first_release(url)
+    with pytest.raises(ConfigurationError, match="identity migrate"):
         await open_stores(url, clock)
-    assert dump(tmp_path) == before
+    await asyncio.gather(*(migrate_postgres(url) for _ in range(3)))  # one does it, the others find it done
+    await (await open_stores(url, clock)).close()
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
+    await (await open_stores(url, clock)).close()  # while the replicas of the next release come up one by one
+    databases.drop(url)

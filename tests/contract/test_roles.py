@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
@@ -40,6 +37,7 @@ from tests.contract.builders import (
     identity_of,
     log_in,
 )
+from tests.databases import execute
 
 MEMBERS = 1_000
 
@@ -53,14 +51,11 @@ async def scopes_now(stores: Stores, grant_id: str) -> tuple[str, ...]:
     return await stores._access.read(work)
 
 
-def add_members(tmp_path: Path, role: str, count: int) -> None:
+def add_members(url: str, role: str, count: int) -> None:
     """Accounts that bear *role*, in one go."""
     columns = "(account_id, kind, username, normalised_username, roles, generation, credential_version"
-    rows = [(new_id(), "user", f"member{n}", f"member{n}", role, 1, 1, 0, 0) for n in range(count)]
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection, connection:
-        connection.executemany(
-            f"INSERT INTO accounts {columns}, create_time, update_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
-        )
+    rows = [f"('{new_id()}', 'user', 'member{n}', 'member{n}', '{role}', 1, 1, 0, 0)" for n in range(count)]
+    execute(url, f"INSERT INTO accounts {columns}, create_time, update_time) VALUES {', '.join(rows)}")
 
 
 async def test_a_role_is_created_found_listed_changed_and_deleted(stores: Stores, clock: FixedClock) -> None:
@@ -79,9 +74,9 @@ async def test_a_role_is_created_found_listed_changed_and_deleted(stores: Stores
         await stores.roles.get("reader")
 
 
-async def test_what_cannot_be_done_to_a_role_changes_nothing(stores: Stores, tmp_path: Path) -> None:
+async def test_what_cannot_be_done_to_a_role_changes_nothing(stores: Stores, url: str) -> None:
     carol = by_id((await create_user(stores, "carol", "clerk", "peer")).account_id)
-    before = dump(tmp_path)
+    before = dump(url)
     for call, error in (
         (stores.roles.create("clerk", (), "", ACT), RoleAlreadyExists),
         (stores.roles.create("admin", (), "", ACT), RoleAlreadyExists),
@@ -95,12 +90,12 @@ async def test_what_cannot_be_done_to_a_role_changes_nothing(stores: Stores, tmp
     ):
         with pytest.raises(error):
             await call
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
-async def test_only_an_admin_changes_roles(stores: Stores, tmp_path: Path) -> None:
+async def test_only_an_admin_changes_roles(stores: Stores, url: str) -> None:
     act = act_of(await log_in(stores, await create_user(stores, "carol", "clerk")))
-    before = dump(tmp_path)
+    before = dump(url)
     for call in (
         stores.roles.create("reader", (), "", act),
         stores.roles.update("clerk", RoleChange(scopes=("identity.admin",)), act),
@@ -108,27 +103,26 @@ async def test_only_an_admin_changes_roles(stores: Stores, tmp_path: Path) -> No
     ):
         with pytest.raises(PermissionMissing):
             await call
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 @pytest.mark.parametrize("other", ["a-b", "a_", "xa_b", "a_bc", "axb", "a%b"])
-async def test_a_role_is_in_use_by_those_who_bear_its_very_name(stores: Stores, tmp_path: Path, other: str) -> None:
+async def test_a_role_is_in_use_by_those_who_bear_its_very_name(stores: Stores, url: str, other: str) -> None:
     await stores.roles.create("a_b", (), "", ACT)
-    add_members(tmp_path, f"clerk {other}", 1)
+    add_members(url, f"clerk {other}", 1)
     await stores.roles.delete("a_b", ACT)
     await stores.roles.create("a_b", (), "", ACT)
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection, connection:
-        connection.execute("UPDATE accounts SET roles = ?", (f"{other} a_b",))
+    execute(url, f"UPDATE accounts SET roles = '{other} a_b'")
     with pytest.raises(RoleInUse):
         await stores.roles.delete("a_b", ACT)
 
 
 @pytest.mark.requirement("R3")
 async def test_narrowing_a_role_of_a_thousand_is_one_entry_and_widening_none(
-    stores: Stores, tmp_path: Path, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     await stores.roles.create("reader", ("a", "b"), "", ACT)
-    add_members(tmp_path, "reader", MEMBERS)
+    add_members(url, "reader", MEMBERS)
     _, widened = await stores.roles.update("reader", RoleChange(scopes=("a", "b", "c")), ACT)
     _, same = await stores.roles.update("reader", RoleChange(scopes=("a", "b", "c")), ACT)
     assert (widened, same, await entries(stores)) == (None, None, [])

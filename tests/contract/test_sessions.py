@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -74,46 +73,46 @@ async def test_the_idle_life_of_a_new_session_never_exceeds_the_absolute_one(sto
 
 
 @pytest.mark.requirement("R7")
-async def test_a_log_in_whose_token_does_not_fit_leaves_nothing_behind(stores: Stores, tmp_path: Path) -> None:
+async def test_a_log_in_whose_token_does_not_fit_leaves_nothing_behind(stores: Stores, url: str) -> None:
     carol = await create_user(stores, "carol", "clerk")
-    before, admit = dump(tmp_path), TooLarge()
+    before, admit = dump(url), TooLarge()
     with pytest.raises(TokenTooLarge):
         await stores.sessions.open(new_session(carol), admit, ACT)
     assert [snapshot.roles for snapshot in admit.seen] == [("clerk",)]
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 @pytest.mark.requirement("R7")
 @pytest.mark.parametrize("is_repeat", [False, True])
 async def test_a_renewal_whose_token_does_not_fit_leaves_the_session_as_it_was(
-    stores: Stores, tmp_path: Path, is_repeat: bool
+    stores: Stores, url: str, is_repeat: bool
 ) -> None:
     snapshot = await log_in(stores, await create_user(stores))
     held = await stores.sessions.find(snapshot.grant_id)
     assert held is not None
-    before = dump(tmp_path)
+    before = dump(url)
     with pytest.raises(TokenTooLarge):
         if is_repeat:
             await stores.sessions.repeat(held, LIFETIME, TooLarge(), ACT)
         else:
             await stores.sessions.rotate(held, 60, LIFETIME, TooLarge(), ACT)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     assert await stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT)
 
 
 @pytest.mark.requirement("R7")
-async def test_a_password_change_whose_token_does_not_fit_changes_no_password(stores: Stores, tmp_path: Path) -> None:
+async def test_a_password_change_whose_token_does_not_fit_changes_no_password(stores: Stores, url: str) -> None:
     carol = await create_user(stores)
     await log_in(stores, carol)
-    before = dump(tmp_path)
+    before = dump(url)
     change = PasswordChange(carol.account_id, 1, NEW_HASH)
     with pytest.raises(TokenTooLarge):
         await stores.sessions.change_password(change, new_session(carol, credential_version=2), TooLarge(), ACT)
-    assert dump(tmp_path) == before
+    assert dump(url) == before
     assert await entries(stores) == []
 
 
-async def test_one_that_does_not_fit_fails_alone_among_those_committed_with_it(stores: Stores, tmp_path: Path) -> None:
+async def test_one_that_does_not_fit_fails_alone_among_those_committed_with_it(stores: Stores, url: str) -> None:
     carol = await create_user(stores)
     sessions = [new_session(carol) for _ in range(20)]
     results = await asyncio.gather(
@@ -127,14 +126,14 @@ async def test_one_that_does_not_fit_fails_alone_among_those_committed_with_it(s
     for session, result in zip(sessions, results, strict=True):
         found = await stores.sessions.find(session.grant_id)
         assert (found is not None) == (type(result) is GrantSnapshot)
-    assert audited(tmp_path).count("session.open ok") == 16
+    assert audited(url).count("session.open ok") == 16
 
 
 # -- another password ------------------------------------------------------------------------------------------------
 
 
 async def test_another_password_ends_every_other_session_and_outdates_every_token(
-    stores: Stores, tmp_path: Path, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     carol, dave = await create_user(stores, "carol", "clerk"), await create_user(stores, "dave")
     olds, others = [await log_in(stores, carol) for _ in range(3)], await log_in(stores, dave)
@@ -156,13 +155,13 @@ async def test_another_password_ends_every_other_session_and_outdates_every_toke
     record = await stores.accounts.find_password("carol")
     assert record is not None
     assert (record.password_hash, record.credential_version) == (NEW_HASH, 2)
-    assert "password.change ok" in audited(tmp_path)
+    assert "password.change ok" in audited(url)
 
 
 async def test_another_password_lifts_the_demand_for_one(stores: Stores) -> None:
     account = await create_user(stores)
     await stores._access.write(
-        lambda connection, _: connection.exec_driver_sql("UPDATE accounts SET password_change_required = 1")
+        lambda connection, _: connection.exec_driver_sql("UPDATE accounts SET password_change_required = true")
     )
     assert (await stores.accounts.get(by_id(account.account_id))).password_change_required
     await change_password(stores, account)
@@ -171,18 +170,18 @@ async def test_another_password_lifts_the_demand_for_one(stores: Stores) -> None
 
 @pytest.mark.parametrize("meanwhile", ["another password", "disabled"])
 async def test_of_two_changes_of_one_password_the_slower_changes_nothing(
-    stores: Stores, tmp_path: Path, meanwhile: str
+    stores: Stores, url: str, meanwhile: str
 ) -> None:
     carol = await create_user(stores)
     if meanwhile == "disabled":
         await stores.accounts.disable(by_id(carol.account_id), ACT)
     else:
         await change_password(stores, carol)
-    before = dump(tmp_path)
+    before = dump(url)
     with pytest.raises(Rejected) as refused:
         await change_password(stores, carol)
     assert refused.value.cause is Cause.CREDENTIAL_CHANGED
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 async def test_of_many_changes_at_once_one_wins_and_one_session_lives(stores: Stores) -> None:
@@ -216,12 +215,12 @@ async def test_an_old_hash_that_is_renewed_does_not_undo_another_password(stores
     assert record.password_hash == NEW_HASH
 
 
-async def test_a_password_change_that_asks_for_too_much_changes_nothing(stores: Stores, tmp_path: Path) -> None:
+async def test_a_password_change_that_asks_for_too_much_changes_nothing(stores: Stores, url: str) -> None:
     carol = await create_user(stores, "carol", "peer")
-    before = dump(tmp_path)
+    before = dump(url)
     with pytest.raises(ScopeNotGranted):
         await change_password(stores, carol, requested_scopes=("identity.admin",))
-    assert dump(tmp_path) == before
+    assert dump(url) == before
 
 
 # -- roles are read live ---------------------------------------------------------------------------------------------

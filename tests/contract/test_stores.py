@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
@@ -70,11 +69,11 @@ async def test_of_many_who_take_a_name_at_once_one_gets_it(stores: Stores) -> No
     assert sum(isinstance(result, AccountAlreadyExists) for result in results) == 19
 
 
-async def test_a_refused_creation_leaves_no_secret_behind(stores: Stores, tmp_path: Path) -> None:
+async def test_a_refused_creation_leaves_no_secret_behind(stores: Stores, url: str) -> None:
     await create_service(stores)
     with pytest.raises(AccountAlreadyExists):
         await create_service(stores)
-    assert count_rows(tmp_path, "grants") == 1
+    assert count_rows(url, "grants") == 1
 
 
 async def test_work_that_fails_halfway_undoes_itself_and_nobody_else(stores: Stores) -> None:
@@ -91,6 +90,7 @@ async def test_work_that_fails_halfway_undoes_itself_and_nobody_else(stores: Sto
     assert [account.username for account in await stores.accounts.list_page("", 10)] == ["after", "before", "first"]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_transaction_that_the_database_gave_up_is_acknowledged_to_nobody(stores: Stores) -> None:
     """A full disk makes SQLite roll back by itself: neither what ran before nor what comes after may count."""
 
@@ -113,6 +113,7 @@ async def test_a_transaction_that_the_database_gave_up_is_acknowledged_to_nobody
 
 async def test_a_writer_that_is_far_behind_refuses_at_once(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("identity.storage.writer.WAITING_LIMIT", 0)
+    monkeypatch.setattr("identity.storage.postgres.WAITING_LIMIT", 0)
     with pytest.raises(Overloaded):
         await create_user(stores)
 

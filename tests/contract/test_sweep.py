@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-
 import pytest
 
 from identity.domain.grants import CredentialTerms, GrantKind, UsedAssertion
@@ -25,13 +21,13 @@ from tests.contract.builders import (
     log_in,
     use_secret,
 )
+from tests.databases import execute, query
 
 DAY = 86_400
 
 
-def ids(tmp_path: Path) -> set[str]:
-    with closing(sqlite3.connect(tmp_path / "identity.db")) as connection:
-        return {grant_id for (grant_id,) in connection.execute("SELECT grant_id FROM grants")}
+def ids(url: str) -> set[str]:
+    return {grant_id for (grant_id,) in query(url, "SELECT grant_id FROM grants")}
 
 
 async def sweep_all(stores: Stores, limit: int = 1_000) -> int:
@@ -44,7 +40,7 @@ async def sweep_all(stores: Stores, limit: int = 1_000) -> int:
 
 @pytest.mark.requirement("R12")
 async def test_what_has_been_dead_for_a_day_goes_and_not_a_second_before(
-    stores: Stores, tmp_path: Path, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     carol = await create_user(stores)
     service, secret_id = await create_service(stores)
@@ -55,53 +51,53 @@ async def test_what_has_been_dead_for_a_day_goes_and_not_a_second_before(
     expiring = (await log_in(stores, carol)).grant_id
     clock.advance(DAY - 1)
     await sweep_all(stores)
-    assert ids(tmp_path) == {ended, expiring, key.grant_id, secret_id}
+    assert ids(url) == {ended, expiring, key.grant_id, secret_id}
     clock.advance(1)
     await sweep_all(stores)
-    assert ids(tmp_path) == {expiring, key.grant_id, secret_id}
+    assert ids(url) == {expiring, key.grant_id, secret_id}
     clock.advance(TERMS.idle_lifetime - 1)
     await sweep_all(stores)
-    assert ids(tmp_path) == {expiring, key.grant_id, secret_id}
+    assert ids(url) == {expiring, key.grant_id, secret_id}
     clock.advance(1)
     await sweep_all(stores)
-    assert ids(tmp_path) == {secret_id}
+    assert ids(url) == {secret_id}
     clock.advance(1_000 * DAY)
     await sweep_all(stores)
-    assert ids(tmp_path) == {secret_id}  # a credential without an end stays
+    assert ids(url) == {secret_id}  # a credential without an end stays
 
 
 @pytest.mark.requirement("R12")
-async def test_one_run_looks_at_no_more_than_its_share(stores: Stores, tmp_path: Path, clock: FixedClock) -> None:
+async def test_one_run_looks_at_no_more_than_its_share(stores: Stores, url: str, clock: FixedClock) -> None:
     carol = await create_user(stores)
     for _ in range(25):
         session = await log_in(stores, carol)
         await stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT)
         live = await log_in(stores, carol)
     clock.advance(DAY + TERMS.absolute_lifetime)
-    sizes = [count_rows(tmp_path, "grants")]
+    sizes = [count_rows(url, "grants")]
     after = ""
     while after or len(sizes) == 1:
         after = await stores.sweeper.sweep(after, 10)
-        sizes.append(count_rows(tmp_path, "grants"))
+        sizes.append(count_rows(url, "grants"))
     assert live
     assert sizes == [50, 40, 30, 20, 10, 0, 0]
     assert await sweep_all(stores, 10) == 1
 
 
-async def test_a_walk_passes_over_the_living(stores: Stores, tmp_path: Path, clock: FixedClock) -> None:
+async def test_a_walk_passes_over_the_living(stores: Stores, url: str, clock: FixedClock) -> None:
     service, _ = await create_service(stores)
     living = {(await create_credential(stores, service, GrantKind.API_KEY)).grant_id for _ in range(30)}
     dead = await create_credential(stores, service, GrantKind.API_KEY)
     await stores.grants.end(dead.grant_id, EndReason.REVOKED, "", ACT)
     clock.advance(DAY)
     assert await sweep_all(stores, 4) == 9
-    assert living < ids(tmp_path)
-    assert dead.grant_id not in ids(tmp_path)
+    assert living < ids(url)
+    assert dead.grant_id not in ids(url)
 
 
 @pytest.mark.requirement("R12")
 async def test_a_session_that_came_back_between_look_and_removal_stays(
-    stores: Stores, tmp_path: Path, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, url: str, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a clock that was set back: the removal asks again, by the time and the row of its own transaction."""
     carol = await create_user(stores)
@@ -111,18 +107,17 @@ async def test_a_session_that_came_back_between_look_and_removal_stays(
 
     def look_then_use(connection: object, moment: object, after: str, limit: int) -> tuple[str, list[str]]:
         found = look(connection, moment, after, limit)  # type: ignore[arg-type]
-        with closing(sqlite3.connect(tmp_path / "identity.db")) as other, other:
-            other.execute("UPDATE grants SET expire_time = expire_time + 999999 WHERE grant_id = ?", (session,))
+        execute(url, f"UPDATE grants SET expire_time = expire_time + 999999 WHERE grant_id = '{session}'")
         return found
 
     monkeypatch.setattr(sql_sweep, "_look", look_then_use)
     await stores.sweeper.sweep("", 10)
-    assert ids(tmp_path) == {session}
+    assert ids(url) == {session}
     assert gone != session
 
 
 async def test_revocations_and_assertions_go_once_nothing_can_be_refused_by_them(
-    stores: Stores, tmp_path: Path, clock: FixedClock
+    stores: Stores, url: str, clock: FixedClock
 ) -> None:
     carol, (service, _) = await create_user(stores), await create_service(stores)
     sessions = [await log_in(stores, carol) for _ in range(5)]
@@ -134,12 +129,12 @@ async def test_revocations_and_assertions_go_once_nothing_can_be_refused_by_them
         await use_secret(stores, key.grant_id, assertion=used)
     clock.advance(64)
     await sweep_all(stores)
-    assert count_rows(tmp_path, "used_assertions") == 5
+    assert count_rows(url, "used_assertions") == 5
     clock.advance(1)
     await stores.sweeper.sweep("", 3)
-    assert count_rows(tmp_path, "used_assertions") == 2
+    assert count_rows(url, "used_assertions") == 2
     await stores.sweeper.sweep("", 3)
-    assert count_rows(tmp_path, "used_assertions") == 0
+    assert count_rows(url, "used_assertions") == 0
     clock.advance(LIFETIME + 630 - 65 - 1)
     await sweep_all(stores)
     assert len(await entries(stores)) == 5

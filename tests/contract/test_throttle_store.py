@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -90,10 +89,10 @@ async def test_counts_survive_a_restart(stores: Stores, url: str, clock: FixedCl
     await again.close()
 
 
-async def test_what_is_given_back_was_not_counted_and_leaves_no_row(stores: Stores, tmp_path: Path) -> None:
+async def test_what_is_given_back_was_not_counted_and_leaves_no_row(stores: Stores, url: str) -> None:
     for _ in range(300):
         await stores.throttle.give_back(await stores.throttle.reserve(attempt()))
-    assert count_rows(tmp_path, "throttle_buckets") == 0
+    assert count_rows(url, "throttle_buckets") == 0
     assert len(await guesses(stores.throttle, 20)) == 10
 
 
@@ -104,12 +103,12 @@ async def test_a_late_give_back_does_not_open_what_others_have_filled(stores: St
     assert await guesses(stores.throttle, 20) == []
 
 
-async def test_giving_back_what_is_forgotten_changes_nothing(stores: Stores, clock: FixedClock, tmp_path: Path) -> None:
+async def test_giving_back_what_is_forgotten_changes_nothing(stores: Stores, clock: FixedClock, url: str) -> None:
     [early] = await guesses(stores.throttle, 1)
     clock.advance(10 * 86_400)
     await stores.sweeper.sweep("", 100)
     await stores.throttle.give_back(early)
-    assert count_rows(tmp_path, "throttle_buckets") == 0
+    assert count_rows(url, "throttle_buckets") == 0
 
 
 async def test_where_the_owner_logged_in_lately_guesses_from_elsewhere_do_not_count(
@@ -148,32 +147,30 @@ async def test_a_clock_that_is_set_neither_locks_for_good_nor_opens_for_good(
         assert 1 <= len(await guesses(stores.throttle, 20)) <= 2
 
 
-async def test_drained_buckets_and_forgotten_places_are_swept(
-    stores: Stores, clock: FixedClock, tmp_path: Path
-) -> None:
+async def test_drained_buckets_and_forgotten_places_are_swept(stores: Stores, clock: FixedClock, url: str) -> None:
     for number in range(50):
         [reservation] = await guesses(stores.throttle, 1, attempt(f"name-{number}"))
         if number % 2:
             await stores.throttle.succeeded(reservation)
-    assert (count_rows(tmp_path, "throttle_buckets"), count_rows(tmp_path, "known_places")) == (26, 25)
+    assert (count_rows(url, "throttle_buckets"), count_rows(url, "known_places")) == (26, 25)
     await stores.sweeper.sweep("", 100)
-    assert (count_rows(tmp_path, "throttle_buckets"), count_rows(tmp_path, "known_places")) == (26, 25)
+    assert (count_rows(url, "throttle_buckets"), count_rows(url, "known_places")) == (26, 25)
     clock.advance(KNOWN_SECONDS)
     await stores.sweeper.sweep("", 100)
-    assert (count_rows(tmp_path, "throttle_buckets"), count_rows(tmp_path, "known_places")) == (0, 0)
+    assert (count_rows(url, "throttle_buckets"), count_rows(url, "known_places")) == (0, 0)
 
 
-async def test_the_table_shrinks_while_it_is_used(stores: Stores, clock: FixedClock, tmp_path: Path) -> None:
+async def test_the_table_shrinks_while_it_is_used(stores: Stores, clock: FixedClock, url: str) -> None:
     for number in range(40):
         await guesses(stores.throttle, 1, attempt(f"name-{number}", f"origin-{number}"))
     clock.advance(3_600)
     for number in range(40):
         await guesses(stores.throttle, 1, attempt(f"later-{number}", f"site-{number}"))
-    assert count_rows(tmp_path, "throttle_buckets") == 80
+    assert count_rows(url, "throttle_buckets") == 80
 
 
 async def test_invented_names_and_origins_beyond_the_row_limit_share_buckets_and_still_meet_their_limit(
-    stores: Stores, clock: FixedClock, tmp_path: Path
+    stores: Stores, clock: FixedClock, url: str
 ) -> None:
     small = SqlThrottleStore(stores.throttle._access, row_limit=20)
     [right] = await guesses(small, 1)
@@ -183,6 +180,6 @@ async def test_invented_names_and_origins_beyond_the_row_limit_share_buckets_and
     clock.advance(10)
     admitted = [len(await guesses(small, 1, attempt(f"xx-{number}", f"yy-{number}"))) for number in range(60)]
     assert sum(admitted) == 10
-    assert count_rows(tmp_path, "throttle_buckets") == 22
+    assert count_rows(url, "throttle_buckets") == 22
     assert len(await guesses(small, 1)) == 1
     assert len(await guesses(small, 20, attempt("name-0", "site-0"))) == 9

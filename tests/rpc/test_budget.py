@@ -27,14 +27,14 @@ STATE = ("accounts", "grants", "used_assertions", "revocations", "feed_head")
 
 async def nothing_is_written(tmp_path: Path, call: Any, before: dict[str, list[tuple[object, ...]]]) -> None:
     assert isinstance(await refusal(call), TokenTooLarge)
-    after = dump(tmp_path)
+    after = dump(f"sqlite:///{tmp_path / 'identity.db'}")
     assert [after[table] for table in STATE] == [before[table] for table in STATE]
 
 
 async def test_a_log_in_that_would_not_fit_opens_no_session(api: Api, tmp_path: Path) -> None:
     await api.create_role("wide", *WIDE)
     await api.create_user("carol", "wide")
-    before = dump(tmp_path)
+    before = dump(f"sqlite:///{tmp_path / 'identity.db'}")
     await nothing_is_written(tmp_path, api.login("carol"), before)
     narrow = await api.login("carol", scopes=WIDE[:3])
     assert sorted(narrow.scopes) == sorted(WIDE[:3])
@@ -47,7 +47,7 @@ async def test_a_renewal_that_would_not_fit_leaves_the_refresh_token_good(api: A
     second = await api.refresh(first.refresh_token)
     await api.set_scopes("wide", *WIDE)
     for text in (second.refresh_token, first.refresh_token):  # a rotation, and a repeat of the last one
-        before = dump(tmp_path)
+        before = dump(f"sqlite:///{tmp_path / 'identity.db'}")
         await nothing_is_written(tmp_path, api.refresh(text), before)
     await api.set_scopes("wide", *WIDE[:3])
     assert (await api.refresh(second.refresh_token)).access_token
@@ -56,7 +56,7 @@ async def test_a_renewal_that_would_not_fit_leaves_the_refresh_token_good(api: A
 async def test_a_password_change_that_would_not_fit_changes_no_password(api: Api, tmp_path: Path) -> None:
     await api.create_role("wide", *WIDE)
     await api.create_user("carol", "wide")
-    before = dump(tmp_path)
+    before = dump(f"sqlite:///{tmp_path / 'identity.db'}")
     await nothing_is_written(tmp_path, change(api), before)
     assert (await api.login("carol", USER_PASSWORD, scopes=WIDE[:1])).access_token
 
@@ -69,9 +69,9 @@ async def test_a_machine_whose_token_would_not_fit_spends_no_assertion(
     secret = (await timed_api.create_service("orders", "wide")).client_secret
     await timed_api.create_public_key("orders", key.pem)
     text = key.sign(claims_of("orders", ISSUER, server_clock.wall))
-    before = dump(tmp_path)
+    before = dump(f"sqlite:///{tmp_path / 'identity.db'}")
     await nothing_is_written(tmp_path, by_secret(timed_api, secret), before)
-    before = dump(tmp_path)
+    before = dump(f"sqlite:///{tmp_path / 'identity.db'}")
     await nothing_is_written(tmp_path, by_assertion(timed_api, text), before)
     assert audited(tmp_path, "client_secret.use") == audited(tmp_path, "assertion.use") == ["TOKEN_TOO_LARGE"]
     assert await by_assertion(timed_api, text, scopes=WIDE[:1])

@@ -24,7 +24,15 @@ from identity.domain.values import (
 )
 from identity.storage.access import Access
 from identity.storage.sql.audit import erase_audit
-from identity.storage.sql.common import Moment, join_words, publish_generation, write_audit
+from identity.storage.sql.common import (
+    Moment,
+    join_words,
+    latest_use_of_account,
+    publish,
+    publish_generation,
+    take_turn,
+    write_audit,
+)
 from identity.storage.sql.credentials import insert_credential
 from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import (
@@ -35,11 +43,13 @@ from identity.storage.sql.rows import (
     check_admin_remains,
     check_roles_exist,
     confirm_caller,
+    hold_account,
     is_live_grant,
 )
 from identity.storage.sql.sessions import end_sessions
 from identity.storage.tables import accounts, done_requests, grants
 from identity_client.errors import AccountAlreadyExists, InvalidRequest, SecretAlreadyShown
+from identity_client.trust.entries import EntryKind
 
 _AFTER_EVERY_CHARACTER = "\U0010ffff"
 """Sorts after every character that a username may have: it is none."""
@@ -53,6 +63,7 @@ class SqlAccountStore:
 
     async def create(self, account: NewAccount, credential: NewCredential | None, act: Act) -> Account:
         def work(connection: Connection, moment: Moment) -> Account:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             done = find_done(connection, act, moment)
             if done is not None and credential is not None:
@@ -83,6 +94,7 @@ class SqlAccountStore:
 
     async def update(self, ref: AccountRef, change: AccountChange, act: Act) -> Account:
         def work(connection: Connection, moment: Moment) -> Account:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             row = _user_row(connection, ref)
             values = {name: value for name, value in asdict(change).items() if value not in (None, row[name])}
@@ -101,18 +113,20 @@ class SqlAccountStore:
 
     async def delete(self, ref: AccountRef, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
-            row = account_row(connection, ref)
+            row = hold_account(connection, ref)
             check_admin_remains(connection, row)
             account_id = row["account_id"]
-            version = publish_generation(connection, account_id, row["generation"] + 1, moment)
+            latest = latest_use_of_account(connection, account_id, moment)
             live = select(func.count()).where(grants.c.account_id == account_id, is_live_grant(moment))
             count = connection.execute(live).scalar_one()
             _erase(connection, account_id)
             is_own = act.caller is not None and act.caller.account_id == account_id
             placeless = replace(act, origin="", user_agent="") if is_own else act
             write_audit(connection, placeless, moment, "account.delete", account_id, note="" if is_own else note)
-            return Ended(count, version)
+            generation = row["generation"] + 1
+            return Ended(count, publish(connection, EntryKind.ACCOUNT, account_id, latest, moment, generation))
 
         return await self._access.write(work)
 
@@ -120,9 +134,10 @@ class SqlAccountStore:
         self, ref: AccountRef, password_hash: str, is_change_required: bool, act: Act
     ) -> tuple[Account, Ended]:
         def work(connection: Connection, moment: Moment) -> tuple[Account, Ended]:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             row = _user_row(connection, ref)
-            account, version = _change(
+            account = _change(
                 connection,
                 row,
                 moment,
@@ -132,43 +147,46 @@ class SqlAccountStore:
             )
             count = end_sessions(connection, account.account_id, EndReason.PASSWORD_CHANGED, moment)
             write_audit(connection, act, moment, "password.set", account.account_id)
-            return account, Ended(count, version)
+            return account, Ended(count, _published(connection, account, moment))
 
         return await self._access.write(work)
 
     async def set_roles(self, ref: AccountRef, roles: tuple[str, ...], act: Act) -> tuple[Account, int | None]:
         def work(connection: Connection, moment: Moment) -> tuple[Account, int | None]:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
-            row = account_row(connection, ref)
+            row = hold_account(connection, ref)
             check_roles_exist(connection, roles)
             if row["roles"] == join_words(roles):
                 return account_of(row), None
             if ADMIN_ROLE not in roles:
                 check_admin_remains(connection, row)
-            account, version = _change(connection, row, moment, roles=join_words(roles))
+            account = _change(connection, row, moment, roles=join_words(roles))
             write_audit(connection, act, moment, "account.set_roles", account.account_id, subject=join_words(roles))
-            return account, version
+            return account, _published(connection, account, moment)
 
         return await self._access.write(work)
 
     async def disable(self, ref: AccountRef, act: Act) -> tuple[Account, int | None]:
         def work(connection: Connection, moment: Moment) -> tuple[Account, int | None]:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
-            row = account_row(connection, ref)
+            row = hold_account(connection, ref)
             if row["disable_time"] is not None:
                 return account_of(row), None
             check_admin_remains(connection, row)
-            account, version = _change(connection, row, moment, disable_time=moment.now)
+            account = _change(connection, row, moment, disable_time=moment.now)
             end_sessions(connection, account.account_id, EndReason.ACCOUNT_DISABLED, moment)
             write_audit(connection, act, moment, "account.disable", account.account_id)
-            return account, version
+            return account, _published(connection, account, moment)
 
         return await self._access.write(work)
 
     async def enable(self, ref: AccountRef, act: Act) -> Account:
         def work(connection: Connection, moment: Moment) -> Account:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
-            row = account_row(connection, ref)
+            row = hold_account(connection, ref)
             if row["disable_time"] is None:
                 return account_of(row)
             changed = update(accounts).where(accounts.c.account_id == row["account_id"])
@@ -251,8 +269,8 @@ def _conditions(which: AccountFilter) -> list[ColumnElement[bool]]:
 
 
 def _user_row(connection: Connection, ref: AccountRef) -> RowMapping:
-    """The row of a person. Raises AccountNotFound, InvalidRequest."""
-    row = account_row(connection, ref)
+    """The row of a person, held. Raises AccountNotFound, InvalidRequest."""
+    row = hold_account(connection, ref)
     if row["kind"] != AccountKind.USER:
         raise InvalidRequest("this is a service: its name is an audience, and it has no password", "account")
     return row
@@ -267,10 +285,14 @@ def _erase(connection: Connection, account_id: str) -> None:
     connection.execute(delete(accounts).where(accounts.c.account_id == account_id))
 
 
-def _change(connection: Connection, row: Any, moment: Moment, **values: object) -> tuple[Account, int | None]:
-    """Change an account so that its older tokens are outdated; -> the account, the feed's version."""
+def _change(connection: Connection, row: Any, moment: Moment, **values: object) -> Account:
+    """Change an account so that its older tokens are outdated, which is to be published."""
     generation = row["generation"] + 1
     changed = update(accounts).where(accounts.c.account_id == row["account_id"])
     connection.execute(changed.values(generation=generation, update_time=moment.now, **values))
-    version = publish_generation(connection, row["account_id"], generation, moment)
-    return account_of(account_row(connection, AccountRef(account_id=row["account_id"]))), version
+    return account_of(account_row(connection, AccountRef(account_id=row["account_id"])))
+
+
+def _published(connection: Connection, account: Account, moment: Moment) -> int | None:
+    """-> the feed's version."""
+    return publish_generation(connection, account.account_id, account.generation, moment)

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 from identity.domain.audit_events import OK, REFUSED, AuditEvent, AuditFilter, AuditPage, Personal
 from identity.domain.values import Act
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, insert_event
-from identity.storage.tables import audit_events, audit_personal
+from identity.storage.sql.common import Moment, insert_event, is_postgres
+from identity.storage.tables import audit_events, audit_personal, audit_seals
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 
@@ -105,7 +105,8 @@ class SqlAuditStore:
 
     async def read_after(self, wanted: AuditFilter, after: int, limit: int) -> AuditPage:
         def work(connection: Connection, _: Moment) -> AuditPage:
-            indexed = [*_indexed(wanted), audit_events.c.event_id > after]
+            settled = settled_id(connection)
+            indexed = [*_indexed(wanted), audit_events.c.event_id > after, audit_events.c.event_id <= settled]
             oldest_first = audit_events.c.event_id.asc()
             stop = _nth_id(connection, indexed, oldest_first)
             if stop is not None:
@@ -113,12 +114,12 @@ class SqlAuditStore:
             events = _read(connection, [*indexed, *_others(wanted)], oldest_first, limit)
             if len(events) == limit:
                 return AuditPage(events, events[-1].event_id)
-            return AuditPage(events, max(after, highest_id(connection)) if stop is None else stop - 1)
+            return AuditPage(events, max(after, settled) if stop is None else stop - 1)
 
         return await self._access.read(work)
 
     async def newest_id(self) -> int:
-        return await self._access.read(lambda connection, _: highest_id(connection))
+        return await self._access.read(lambda connection, _: settled_id(connection))
 
 
 def erase_audit(connection: Connection, account_id: str) -> int:
@@ -183,10 +184,22 @@ def _nth_id(connection: Connection, indexed: list[ColumnElement[bool]], order: A
 
 def highest_id(connection: Connection) -> int:
     """The highest event id that was ever given, 0 for none; the event itself may have been removed for its age."""
-    return connection.execute(_HIGHEST_ID).scalar() or 0
+    return connection.execute(_HIGHEST_ID_OF_POSTGRES if is_postgres(connection) else _HIGHEST_ID).scalar() or 0
+
+
+def settled_id(connection: Connection) -> int:
+    """The highest id up to which no event is still to come.
+
+    On PostgreSQL ids are given before the commit, and commits overtake each other: there it is the last one sealed, as
+    the sealer waits for those that write.
+    """
+    if not is_postgres(connection):
+        return highest_id(connection)
+    return connection.execute(select(func.max(audit_seals.c.last_event_id))).scalar() or 0
 
 
 _HIGHEST_ID = text("SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
+_HIGHEST_ID_OF_POSTGRES = text("SELECT pg_sequence_last_value(pg_get_serial_sequence('audit_events', 'event_id'))")
 
 
 def _id_bounds(connection: Connection, wanted: AuditFilter) -> tuple[int, int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from identity import failpoints
 from identity.domain.audit_seals import Seal, SealedRow, SealHead
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment
+from identity.storage.sql.common import Moment, is_postgres
 from identity.storage.tables import audit_events, audit_head, audit_personal, audit_seals
 
 _SEALED = [
@@ -32,6 +32,8 @@ _SEALED = [
 ]
 """What is sealed of an event, in this order for ever: every digest was made so."""
 
+_LOCK_MS = 250
+
 
 class SqlAuditSealStore:
     """See domain.ports.AuditSealStore."""
@@ -44,11 +46,12 @@ class SqlAuditSealStore:
 
     async def rows_after(self, event_id: int, limit: int) -> list[SealedRow]:
         def work(connection: Connection, _: Moment) -> list[SealedRow]:
+            _await_writers(connection)
             after = select(*_SEALED).where(audit_events.c.event_id > event_id)
             rows = connection.execute(after.order_by(audit_events.c.event_id).limit(limit))
             return [tuple(row) for row in rows]
 
-        return await self._access.read(work)
+        return await self._access.write(work)
 
     async def add(self, seal: Seal, head: SealHead | None, new_head: SealHead) -> bool:
         def work(connection: Connection, _: Moment) -> bool:
@@ -83,6 +86,17 @@ class SqlAuditSealStore:
                     connection.execute(delete(table).where(table.c.event_id <= last.last_event_id))
 
         await self._access.write(work)
+
+
+def _await_writers(connection: Connection) -> None:
+    """Let the events that have a number be committed, or not, before they are read; new ones wait meanwhile.
+
+    PostgreSQL alone: there an event can have a lower number than another that is committed already. Those who write
+    are soon done, or else this gives up (DependencyDown), and the next round of the sealer tries again.
+    """
+    if is_postgres(connection):
+        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
+        connection.execute(text("LOCK TABLE audit_events IN SHARE MODE"))
 
 
 def find_head(connection: Connection) -> SealHead | None:

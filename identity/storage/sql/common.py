@@ -5,14 +5,31 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
 from identity.domain.audit_events import OK, SALT_BYTES, Personal
 from identity.domain.grants import ApiKeyUse, GrantKind
 from identity.domain.values import Act, Seconds
 from identity.storage.tables import audit_events, audit_personal, feed_head, grants, revocations
-from identity.storage.writer import PUBLISHED
 from identity_client.trust.entries import Entry, EntryKind
 
 LONGEST_LEEWAY_SECONDS = 30
@@ -24,6 +41,12 @@ LONGEST_ACCESS_LIFETIME_SECONDS = 3_600
 
 OPAQUE_CACHE_SECONDS = 60
 """How long at most a peer may go by its last introspection of a session token or API key."""
+
+PUBLISHED = "published"
+"""A key of Connection.info: set by work that appended to the feed."""
+
+CHANNEL = "identity_feed"
+"""PostgreSQL tells on it that something was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,27 @@ def split_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def is_postgres(connection: Connection) -> bool:
+    """Whether others may write at this moment; on SQLite nobody does."""
+    return connection.dialect.name == "postgresql"
+
+
+def upsert(connection: Connection, table: Table) -> Any:
+    """INSERT with ON CONFLICT, in the database's own dialect."""
+    return postgresql.insert(table) if is_postgres(connection) else sqlite.insert(table)
+
+
+def take_turn(connection: Connection) -> None:
+    """Have administrators act one after another, at whichever replica, until the transaction ends: what one of them
+    goes by (the last admin, a role that exists, a name that is free) no other changes meanwhile.
+    """
+    if is_postgres(connection):
+        connection.execute(_TURN)
+
+
+_TURN = text("SELECT pg_advisory_xact_lock(1)")
+
+
 def publish(
     connection: Connection,
     kind: EntryKind,
@@ -64,30 +108,46 @@ def publish(
 ) -> int | None:
     """Append to the feed, if a token it concerns can still be alive; -> the version. *grant_id*: of a token.
 
-    Versions have no gaps: the number is taken from the head in the transaction of the act, under the write lock.
+    To be called as late as can be: the number is taken from the head in the transaction of the act, and the head is
+    held until it ends. So versions have no gaps, and grow in the order of the commits, at whichever replica.
     """
     if latest_expire_time + LONGEST_LEEWAY_SECONDS <= moment.now:
         return None
-    taken = update(feed_head).values(version=feed_head.c.version + 1).returning(feed_head.c.version)
-    version: int = connection.execute(taken).scalar_one()
+    version = _advance(connection, 1)
     entry = {"kind": int(kind), "name": name, "minimum": minimum, "grant_id": grant_id}
     expire_time = latest_expire_time + ENTRY_MARGIN_SECONDS
     connection.execute(insert(revocations).values(version=version, expire_time=expire_time, **entry))
+    return version
+
+
+def _advance(connection: Connection, count: int) -> int:
+    """Move the head on; -> the last of the *count* numbers that are ours. Doorbells ring once it is committed."""
+    columns: list[Any] = [feed_head.c.version]
+    if is_postgres(connection):
+        columns.append(func.pg_notify(CHANNEL, ""))
     connection.info[PUBLISHED] = True
+    moved = update(feed_head).values(version=feed_head.c.version + count).returning(*columns)
+    version: int = connection.execute(moved).scalar_one()
     return version
 
 
 def publish_generation(connection: Connection, account_id: str, generation: int, moment: Moment) -> int | None:
-    """Tell peers that tokens of an older generation are outdated; -> the version."""
+    """Tell peers that tokens of an older generation are outdated; -> the version. The account is held."""
+    latest = latest_use_of_account(connection, account_id, moment)
+    return publish(connection, EntryKind.ACCOUNT, account_id, latest, moment, generation)
+
+
+def latest_use_of_account(connection: Connection, account_id: str, moment: Moment) -> int:
+    """Until when at most something of an account can be taken for good by a peer that is not told."""
     is_introspected = (grants.c.kind == GrantKind.SESSION) | (grants.c.api_key_use == ApiKeyUse.BEARER)
     introspected = select(grants.c.grant_id).where(
         grants.c.account_id == account_id, grants.c.secret_hash.is_not(None), is_introspected
     )
     latest = select(func.max(grants.c.latest_expire_time)).where(grants.c.account_id == account_id)
-    latest_expire_time = connection.execute(latest).scalar() or 0
+    latest_expire_time: int = connection.execute(latest).scalar() or 0
     if connection.execute(introspected.limit(1)).first() is not None:
-        latest_expire_time = max(latest_expire_time, moment.now + OPAQUE_CACHE_SECONDS)
-    return publish(connection, EntryKind.ACCOUNT, account_id, latest_expire_time, moment, generation)
+        return max(latest_expire_time, moment.now + OPAQUE_CACHE_SECONDS)
+    return latest_expire_time
 
 
 def publish_grants(connection: Connection, which: Sequence[ColumnElement[bool]], moment: Moment) -> int | None:
@@ -99,8 +159,7 @@ def publish_grants(connection: Connection, which: Sequence[ColumnElement[bool]],
     is_longer = and_(is_opaque, grants.c.latest_expire_time < opaque_until)
     latest = case((is_longer, opaque_until), else_=grants.c.latest_expire_time)
     can_be_alive = or_(is_opaque, grants.c.latest_expire_time + LONGEST_LEEWAY_SECONDS > moment.now)
-    held = update(feed_head).values(version=feed_head.c.version).returning(feed_head.c.version)
-    head: int = connection.execute(held).scalar_one()
+    head = _advance(connection, 0)
     place = func.row_number().over(order_by=grants.c.grant_id)
     entries = select(
         head + place, literal(int(EntryKind.GRANT)), grants.c.grant_id, literal(0), latest + ENTRY_MARGIN_SECONDS
@@ -108,11 +167,7 @@ def publish_grants(connection: Connection, which: Sequence[ColumnElement[bool]],
     columns = ["version", "kind", "name", "minimum", "expire_time"]
     inserted = insert(revocations).from_select(columns, entries.where(*which, can_be_alive))
     count = connection.execute(inserted).rowcount
-    if not count:
-        return None
-    connection.execute(update(feed_head).values(version=head + count))
-    connection.info[PUBLISHED] = True
-    return head + count
+    return _advance(connection, count) if count else None
 
 
 def entry_of(row: RowMapping) -> Entry:
@@ -161,9 +216,7 @@ def insert_event(
         "request_id": act.request_id,
         "personal_hash": personal.hash(salt),
     }
-    inserted = connection.execute(_INSERT_EVENT, row | ids)
     side = {
-        "event_id": inserted.lastrowid,
         "salt": salt,
         "origin": personal.origin,
         "user_agent": personal.user_agent,
@@ -172,8 +225,26 @@ def insert_event(
         "refusal_key": refusal_key,
         "attempt_count": attempt_count,
     }
-    connection.execute(_INSERT_PERSONAL, side)
+    if is_postgres(connection):
+        connection.execute(_INSERT_BOTH, row | ids | side)
+    else:
+        inserted = connection.execute(_INSERT_EVENT, row | ids)
+        connection.execute(_INSERT_PERSONAL, {"event_id": inserted.lastrowid} | side)
 
 
 _INSERT_EVENT = insert(audit_events).inline()
 _INSERT_PERSONAL = insert(audit_personal).inline()
+
+
+def _insert_both() -> Any:
+    """An event and its side row in one statement, which SQLite has not: each costs a round trip."""
+    own = {
+        column.name: bindparam(column.name, type_=column.type) for column in audit_events.c if column.name != "event_id"
+    }
+    event = insert(audit_events).values(own).returning(audit_events.c.event_id).cte("event")
+    names = [column.name for column in audit_personal.c if column.name != "event_id"]
+    given = [cast(bindparam(name, type_=audit_personal.c[name].type), audit_personal.c[name].type) for name in names]
+    return insert(audit_personal).from_select(["event_id", *names], select(event.c.event_id, *given))
+
+
+_INSERT_BOTH = _insert_both()

@@ -23,13 +23,15 @@ from identity.domain.refusals import Cause, Rejected
 from identity.domain.roles import narrow
 from identity.domain.values import AccountKind, AccountRef, Act, EndReason
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, join_words, split_words, write_audit
+from identity.storage.sql.common import Moment, join_words, split_words, take_turn, upsert, write_audit
 from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import (
     account_row,
     confirm_caller,
     find_grant,
     find_grant_by_name,
+    hold_account,
+    hold_grant,
     is_live,
     is_live_grant,
     note_issue,
@@ -49,11 +51,12 @@ class SqlCredentialStore:
 
     async def create(self, ref: AccountRef, credential: NewCredential, act: Act) -> Credential:
         def work(connection: Connection, moment: Moment) -> Credential:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             done = find_done(connection, act, moment)
             if done is not None:
                 return _done(connection, done)
-            account = account_row(connection, ref)
+            account = hold_account(connection, ref, is_changed=False)
             if account["kind"] != AccountKind.SERVICE and credential.kind is not GrantKind.API_KEY:
                 raise InvalidRequest("a user has a password and API keys; this kind is for services", "account")
             row = insert_credential(connection, account["account_id"], credential, moment)
@@ -87,7 +90,7 @@ class SqlCredentialStore:
 
     async def use(self, use: CredentialUse, admit: Admit, action: str, act: Act) -> GrantSnapshot:
         def work(connection: Connection, moment: Moment) -> GrantSnapshot:
-            row = find_grant(connection, use.grant_id)
+            row = hold_grant(connection, use.grant_id)
             if row is None or not is_live(row, moment) or row["disable_time"] is not None:
                 raise Rejected(Cause.CREDENTIAL_ENDED)
             if use.assertion is not None:
@@ -155,11 +158,8 @@ def _done(connection: Connection, grant_id: str) -> Credential:
 def _spend(connection: Connection, key_id: str, assertion: UsedAssertion) -> None:
     """An assertion is good for one log-in, under whatever registration of its key. Raises Rejected."""
     row = {"key_id": key_id, "assertion_hash": assertion.assertion_hash, "expire_time": assertion.expire_time}
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(used_assertions).values(**row))
-    except IntegrityError:
-        raise Rejected(Cause.ASSERTION_REPLAYED) from None
+    if connection.execute(upsert(connection, used_assertions).values(**row).on_conflict_do_nothing()).rowcount == 0:
+        raise Rejected(Cause.ASSERTION_REPLAYED)
 
 
 def _record(row: RowMapping | None, moment: Moment) -> CredentialRecord | None:

@@ -12,6 +12,8 @@ from identity.storage.sql.rows import (
     account_row,
     confirm_caller,
     find_grant,
+    hold_account,
+    hold_grant,
     is_live,
     is_recorded,
     latest_use,
@@ -34,7 +36,7 @@ class SqlGrantStore:
     async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
         def work(connection: Connection, moment: Moment) -> GrantSnapshot:
             confirm_caller(connection, act, moment)
-            row = find_grant(connection, derivation.grant_id)
+            row = hold_grant(connection, derivation.grant_id)
             if row is None or not is_live(row, moment) or row["disable_time"] is not None:
                 raise TokenRevoked()
             if is_recorded(connection, EntryKind.TOKEN, derivation.token_id):
@@ -67,14 +69,14 @@ class SqlGrantStore:
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            return end_grant(connection, find_grant(connection, grant_id), reason, note, act, moment)
+            return end_grant(connection, hold_grant(connection, grant_id), reason, note, act, moment)
 
         return await self._access.write(work)
 
     async def end_session(self, account_id: str, grant_id: str, reason: EndReason, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            row = find_grant(connection, grant_id)
+            row = hold_grant(connection, grant_id)
             if row is None or row["account_id"] != account_id or row["kind"] != GrantKind.SESSION:
                 raise GrantNotFound()
             if not is_live(row, moment):
@@ -86,16 +88,17 @@ class SqlGrantStore:
     async def end_sessions(self, account_id: str, reason: EndReason, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
+            generation = _raise_generation(connection, AccountRef(account_id=account_id), moment)
             count = end_sessions(connection, account_id, reason, moment)
             write_audit(connection, act, moment, f"account.end_sessions.{reason}", account_id)
-            return Ended(count, _raise_generation(connection, AccountRef(account_id=account_id), moment))
+            return Ended(count, publish_generation(connection, account_id, generation, moment))
 
         return await self._access.write(work)
 
     async def end_credential(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            row = find_grant(connection, grant_id)
+            row = hold_grant(connection, grant_id)
             if row is None or row["kind"] == GrantKind.SESSION:
                 raise GrantNotFound()
             return end_grant(connection, row, reason, note, act, moment)
@@ -106,12 +109,12 @@ class SqlGrantStore:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
             account_id = account_row(connection, ref)["account_id"]
-            version = _raise_generation(connection, ref, moment)
+            generation = _raise_generation(connection, AccountRef(account_id=account_id), moment)
             live = (grants.c.account_id == account_id) & grants.c.end_time.is_(None)
             ended = update(grants).where(live).values(end_time=moment.now, end_reason=EndReason.ACCOUNT_REVOKED)
             count = connection.execute(ended).rowcount
             write_audit(connection, act, moment, "account.revoke", account_id, note=note)
-            return Ended(count, version)
+            return Ended(count, publish_generation(connection, account_id, generation, moment))
 
         return await self._access.write(work)
 
@@ -192,10 +195,10 @@ def end_grant(
     return Ended(1, publish(connection, EntryKind.GRANT, row["grant_id"], latest_use(row, moment), moment))
 
 
-def _raise_generation(connection: Connection, ref: AccountRef, moment: Moment) -> int | None:
-    """Outdate every token of the account; -> the feed's version."""
-    account = account_row(connection, ref)
-    account_id, generation = account["account_id"], account["generation"] + 1
-    raised = update(accounts).where(accounts.c.account_id == account_id)
+def _raise_generation(connection: Connection, ref: AccountRef, moment: Moment) -> int:
+    """Hold the account, and outdate every token of it; -> the new generation, which is to be published."""
+    account = hold_account(connection, ref)
+    generation: int = account["generation"] + 1
+    raised = update(accounts).where(accounts.c.account_id == account["account_id"])
     connection.execute(raised.values(generation=generation, update_time=moment.now))
-    return publish_generation(connection, account_id, generation, moment)
+    return generation

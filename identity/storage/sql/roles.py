@@ -15,6 +15,7 @@ from identity.storage.sql.common import (
     join_words,
     publish,
     split_words,
+    take_turn,
     write_audit,
 )
 from identity.storage.sql.once import find_done, note_done
@@ -32,6 +33,7 @@ class SqlRoleStore:
 
     async def create(self, name: str, scopes: tuple[str, ...], description: str, act: Act) -> Role:
         def work(connection: Connection, moment: Moment) -> Role:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             done = find_done(connection, act, moment)
             if done is not None:
@@ -61,25 +63,28 @@ class SqlRoleStore:
 
     async def update(self, name: str, change: RoleChange, act: Act) -> tuple[Role, int | None]:
         def work(connection: Connection, moment: Moment) -> tuple[Role, int | None]:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             old = _changeable(_row(connection, name))
             scopes = old.scopes if change.scopes is None else change.scopes
             description = old.description if change.description is None else change.description
             if (scopes, description) == (old.scopes, old.description):
                 return old, None
-            version, values = None, {"scopes": join_words(scopes), "description": description}
-            if scopes != old.scopes:
-                policy_version = _move_policy(connection)
-                if not set(old.scopes).issubset(scopes):
-                    version = _outdate(connection, name, policy_version, moment)
+            values: dict[str, object] = {"scopes": join_words(scopes), "description": description}
+            policy_version = None if scopes == old.scopes else _move_policy(connection)
+            is_narrower = not set(old.scopes).issubset(scopes)
+            if is_narrower:
+                values["minimum_policy_version"] = policy_version
             connection.execute(update(roles).where(roles.c.name == name).values(update_time=moment.now, **values))
             write_audit(connection, act, moment, "role.update", subject=join_words((name, *scopes)))
-            return _role(_row(connection, name)), version
+            role = _role(_row(connection, name))
+            return role, _outdate(connection, name, policy_version, moment) if is_narrower and policy_version else None
 
         return await self._access.write(work)
 
     async def delete(self, name: str, act: Act) -> None:
         def work(connection: Connection, moment: Moment) -> None:
+            take_turn(connection)
             confirm_caller(connection, act, moment)
             _changeable(_row(connection, name))
             if connection.execute(select(accounts.c.account_id).where(bears(name)).limit(1)).first() is not None:
@@ -100,7 +105,6 @@ def _move_policy(connection: Connection) -> int:
 
 def _outdate(connection: Connection, name: str, policy_version: int, moment: Moment) -> int | None:
     """Tell peers that tokens of an older policy which carry the role are outdated: one entry for all its members."""
-    connection.execute(update(roles).where(roles.c.name == name).values(minimum_policy_version=policy_version))
     latest = moment.now + LONGEST_ACCESS_LIFETIME_SECONDS
     return publish(connection, EntryKind.ROLE, name, latest, moment, policy_version)
 

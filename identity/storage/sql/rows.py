@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam,
 from identity.domain.grants import ApiKeyUse, GrantKind, GrantSnapshot
 from identity.domain.roles import still_granted
 from identity.domain.values import FIRST_PARTY, Account, AccountKind, AccountRef, Act
-from identity.storage.sql.common import OPAQUE_CACHE_SECONDS, Moment, split_words
+from identity.storage.sql.common import OPAQUE_CACHE_SECONDS, Moment, is_postgres, split_words
 from identity.storage.tables import accounts, grants, policy, revocations, roles
 from identity_client.errors import (
     AccountNotFound,
@@ -55,6 +55,39 @@ def find_grant_by_name(connection: Connection, lookup_name: str) -> RowMapping |
     return connection.execute(_BY_NAME, {"name": lookup_name}).mappings().first()
 
 
+def hold_grant(connection: Connection, grant_id: str) -> RowMapping | None:
+    """The same, to act on: nobody changes the grant or its account until the transaction ends.
+
+    The account is held first, and shared: whoever changes an account holds it alone, and its grants after it.
+    """
+    if not is_postgres(connection):
+        return find_grant(connection, grant_id)
+    return connection.execute(_HELD_BY_ID, {"id": grant_id}).mappings().first()
+
+
+def _held_grants() -> Select[Any]:
+    """One row of joined_grants, its account locked before it: a subquery is run before what it is joined to."""
+    of_grant = select(grants.c.account_id).where(grants.c.grant_id == bindparam("id")).scalar_subquery()
+    held = select(accounts).where(accounts.c.account_id == of_grant).with_for_update(read=True).cte("held")
+    return (
+        select(
+            grants,
+            held.c.kind.label("account_kind"),
+            held.c.normalised_username,
+            held.c.roles,
+            held.c.generation,
+            held.c.disable_time,
+            policy.c.version.label("policy_version"),
+            policy.c.stamp.label("policy_stamp"),
+        )
+        .join_from(grants, held, grants.c.account_id == held.c.account_id)
+        .join(policy, true())
+        .where(grants.c.grant_id == bindparam("id"))
+        .with_for_update(of=grants)
+    )
+
+
+_HELD_BY_ID = _held_grants()
 _BY_NAME = joined_grants().where(grants.c.lookup_name == bindparam("name"), grants.c.end_time.is_(None))
 _BY_ID = joined_grants().where(grants.c.grant_id == bindparam("id"))
 
@@ -79,12 +112,21 @@ def granted(connection: Connection, policy_stamp: str, role_names: Iterable[str]
 
 def account_row(connection: Connection, ref: AccountRef) -> RowMapping:
     """The row that *ref* (its username normalised) names. Raises AccountNotFound."""
+    return _account_row(connection, ref, select(accounts))
+
+
+def hold_account(connection: Connection, ref: AccountRef, *, is_changed: bool = True) -> RowMapping:
+    """The same, to act on: nobody changes it until the transaction ends. *is_changed*: nor is anything issued to it."""
+    return _account_row(connection, ref, select(accounts).with_for_update(read=not is_changed))
+
+
+def _account_row(connection: Connection, ref: AccountRef, rows: Select[Any]) -> RowMapping:
     is_it = (
         accounts.c.account_id == ref.account_id
         if ref.account_id is not None
         else accounts.c.normalised_username == ref.username
     )
-    row = connection.execute(select(accounts).where(is_it)).mappings().first()
+    row = connection.execute(rows.where(is_it)).mappings().first()
     if row is None:
         raise AccountNotFound()
     return row

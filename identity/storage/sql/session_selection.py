@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from sqlalchemy import ColumnElement, Connection, func, select, tuple_, update
+from sqlalchemy import ARRAY, ColumnElement, Connection, any_, func, literal, select, tuple_, update
 
 from identity.domain.grants import GrantKind, Place, SessionFilter, SessionPart
 from identity.domain.values import Act, Ended, EndReason
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, publish_grants, write_audit
+from identity.storage.sql.common import Moment, is_postgres, publish_grants, write_audit
 from identity.storage.sql.rows import confirm_caller, is_live_grant
-from identity.storage.tables import grants
+from identity.storage.tables import TEXT, grants
 
 _PLACE = (grants.c.account_id, grants.c.create_time, grants.c.grant_id)
 
@@ -51,17 +51,29 @@ class SqlSessionSelection:
         def work(connection: Connection, moment: Moment) -> Ended:
             if confirm:
                 confirm_caller(connection, act, moment)
-            conditions = _conditions(which, part, moment)
+            conditions = _hold(connection, _conditions(which, part, moment))
             is_caller_among = _is_caller_among(connection, conditions, act)
-            version = publish_grants(connection, conditions, moment)
-            ended = update(grants).where(*conditions).values(end_time=moment.now, end_reason=EndReason.REVOKED)
-            count = connection.execute(ended).rowcount
+            counted = select(func.count()).select_from(grants).where(*conditions)
+            count = connection.execute(counted).scalar_one()
             if count or part.after is None:
                 account_id = None if which.account is None else which.account.account_id
                 write_audit(connection, act, moment, "sessions.revoke", account_id, note=f"{count} sessions, {note}")
+            version = publish_grants(connection, conditions, moment)
+            ended = update(grants).where(*conditions).values(end_time=moment.now, end_reason=EndReason.REVOKED)
+            connection.execute(ended)
             return Ended(count, version, is_caller_among)
 
         return await self._access.write(work)
+
+
+def _hold(connection: Connection, conditions: list[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """Conditions of the same sessions, which nobody changes until the transaction ends, and of no others: where others
+    write meanwhile, each statement sees what they have committed."""
+    if not is_postgres(connection):
+        return conditions
+    held = select(grants.c.grant_id).where(*conditions).order_by(grants.c.grant_id).with_for_update()
+    grant_ids = list(connection.execute(held).scalars())
+    return [grants.c.grant_id == any_(literal(grant_ids, ARRAY(TEXT)))]
 
 
 def _is_caller_among(connection: Connection, conditions: list[ColumnElement[bool]], act: Act) -> bool:

@@ -14,8 +14,9 @@ from identity.domain.values import AccountRef, Act, EndReason, PasswordChange
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, join_words, publish_generation, split_words, write_audit
 from identity.storage.sql.rows import (
-    account_row,
     find_grant,
+    hold_account,
+    hold_grant,
     is_live,
     note_issue,
     scopes_of,
@@ -43,7 +44,7 @@ class SqlSessionStore:
         self, change: PasswordChange, session: NewSession, admit: Admit, act: Act
     ) -> tuple[GrantSnapshot, int | None]:
         def work(connection: Connection, moment: Moment) -> tuple[GrantSnapshot, int | None]:
-            account = _login_account(connection, change.account_id, change.credential_version)
+            account = _login_account(connection, change.account_id, change.credential_version, is_changed=True)
             generation = account["generation"] + 1
             changed = update(accounts).where(accounts.c.account_id == change.account_id)
             connection.execute(
@@ -56,9 +57,9 @@ class SqlSessionStore:
                 )
             )
             end_sessions(connection, change.account_id, EndReason.PASSWORD_CHANGED, moment)
-            version = publish_generation(connection, change.account_id, generation, moment)
             write_audit(connection, act, moment, "password.change", change.account_id)
-            return _insert(connection, session, admit, act, moment), version
+            opened = _insert(connection, session, admit, act, moment)
+            return opened, publish_generation(connection, change.account_id, generation, moment)
 
         return await self._access.write(work)
 
@@ -151,10 +152,12 @@ def end_sessions(connection: Connection, account_id: str, reason: EndReason, mom
     return connection.execute(ended).rowcount
 
 
-def _login_account(connection: Connection, account_id: str, credential_version: int) -> RowMapping:
+def _login_account(
+    connection: Connection, account_id: str, credential_version: int, *, is_changed: bool = False
+) -> RowMapping:
     """The account of a log-in, if its password and state are still those that were checked. Raises Rejected."""
     try:
-        account = account_row(connection, AccountRef(account_id=account_id))
+        account = hold_account(connection, AccountRef(account_id=account_id), is_changed=is_changed)
     except AccountNotFound:
         raise Rejected(Cause.CREDENTIAL_CHANGED) from None
     if account["disable_time"] is not None or account["credential_version"] != credential_version:
@@ -198,7 +201,7 @@ def _session_row(session: NewSession, act: Act, moment: Moment) -> dict[str, Any
 
 def _held(connection: Connection, session: SessionRecord, moment: Moment) -> RowMapping | None:
     """The session's row where count and liveness are as *session* says. Raises SessionEnded: account disabled."""
-    row = find_grant(connection, session.grant_id)
+    row = hold_grant(connection, session.grant_id)
     if row is None or row["count"] != session.count or not is_live(row, moment):
         return None
     if row["disable_time"] is not None:

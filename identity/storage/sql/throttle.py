@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, func, literal, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, delete, func, literal, select, text
 
 from identity.domain.throttle import Attempt, Bucket, Counter, Reservation, admit
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment
+from identity.storage.sql.common import Moment, is_postgres, upsert
 from identity.storage.tables import known_places, throttle_buckets
 
 KNOWN_SECONDS = 30 * 86_400
@@ -37,6 +36,7 @@ class SqlThrottleStore:
             admit(self._find(connection, attempt, moment), moment.now_ms)
 
         def count(connection: Connection, moment: Moment) -> Reservation:
+            _hold(connection, attempt.name, attempt.origin, attempt.place)
             counted = admit(self._find(connection, attempt, moment), moment.now_ms)
             for counter, bucket in counted:
                 _put(connection, counter, bucket)
@@ -55,7 +55,7 @@ class SqlThrottleStore:
         def work(connection: Connection, moment: Moment) -> None:
             _give_back(connection, reservation, moment)
             connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key == place))
-            known = insert(known_places).values(key=place, expire_time=moment.now + KNOWN_SECONDS)
+            known = upsert(connection, known_places).values(key=place, expire_time=moment.now + KNOWN_SECONDS)
             new = {"expire_time": known.excluded.expire_time}
             connection.execute(known.on_conflict_do_update(index_elements=["key"], set_=new))
 
@@ -88,9 +88,11 @@ class SqlThrottleStore:
 def remove_expired(connection: Connection, limit: int, moment: Moment) -> None:
     """Remove at most *limit* buckets in which nothing is counted any more, and as many places no longer known."""
     drained = select(throttle_buckets.c.key).where(throttle_buckets.c.drained_ms <= moment.now_ms).limit(limit)
-    connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key.in_(drained)))
+    idle = drained.with_for_update(skip_locked=True)  # those that somebody counts at this moment are not expired
+    connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key.in_(idle)))
     forgotten = select(known_places.c.key).where(known_places.c.expire_time <= moment.now).limit(limit)
-    connection.execute(delete(known_places).where(known_places.c.key.in_(forgotten)))
+    unused = forgotten.with_for_update(skip_locked=True)
+    connection.execute(delete(known_places).where(known_places.c.key.in_(unused)))
 
 
 def _buckets(connection: Connection, keys: list[bytes]) -> dict[bytes, Bucket]:
@@ -105,11 +107,22 @@ def _is_known(connection: Connection, place: Counter, moment: Moment) -> bool:
 
 def _put(connection: Connection, counter: Counter, bucket: Bucket) -> None:
     values = {"drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms}
-    row = insert(throttle_buckets).values(key=counter.key, **values)
+    row = upsert(connection, throttle_buckets).values(key=counter.key, **values)
     connection.execute(row.on_conflict_do_update(index_elements=["key"], set_=values))
 
 
+def _hold(connection: Connection, *counters: Counter) -> None:
+    """Have nobody else count these until the transaction ends: a bucket that is not there yet has no row to lock."""
+    if is_postgres(connection):
+        for number in sorted({int.from_bytes(counter.key[:_COARSE_BYTES], "big") for counter in counters}):
+            connection.execute(_HOLD, {"number": number})
+
+
+_HOLD = text("SELECT pg_advisory_xact_lock(2, :number)")
+
+
 def _give_back(connection: Connection, reservation: Reservation, moment: Moment) -> None:
+    _hold(connection, *(counter for counter, _ in reservation.counted))
     buckets = _buckets(connection, [counter.key for counter, _ in reservation.counted])
     for counter, next_ms in reservation.counted:
         bucket = buckets.get(counter.key)

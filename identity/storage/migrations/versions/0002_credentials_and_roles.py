@@ -10,6 +10,8 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
+from identity.storage.migrations.types import EVENT_ID, TEXT, only
+
 revision = "0002"
 down_revision = "0001"
 
@@ -29,7 +31,7 @@ def upgrade() -> None:
     _create_roles()
     op.create_table(
         "used_assertions",
-        sa.Column("key_id", sa.Text, primary_key=True),
+        sa.Column("key_id", TEXT, primary_key=True),
         sa.Column("assertion_hash", sa.LargeBinary, primary_key=True),
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
@@ -44,44 +46,44 @@ def _change_grants() -> None:
     op.execute("UPDATE grants SET requested_scopes = '' WHERE requested_scopes IS NULL")
     op.drop_index("grants_by_account", "grants")
     with op.batch_alter_table("grants") as batch:
-        batch.alter_column("audience", new_column_name="audiences", existing_type=sa.Text(), nullable=False)
-        batch.alter_column("requested_scopes", existing_type=sa.Text(), nullable=False)
+        batch.alter_column("audience", new_column_name="audiences", existing_type=TEXT, nullable=False)
+        batch.alter_column("requested_scopes", existing_type=TEXT, nullable=False)
         batch.add_column(sa.Column("last_used_time", sa.BigInteger))
-        batch.add_column(sa.Column("display_name", sa.Text))
-        batch.add_column(sa.Column("api_key_use", sa.Text))
-        batch.add_column(sa.Column("lookup_name", sa.Text))
+        batch.add_column(sa.Column("display_name", TEXT))
+        batch.add_column(sa.Column("api_key_use", TEXT))
+        batch.add_column(sa.Column("lookup_name", TEXT))
         batch.add_column(sa.Column("public_x", sa.LargeBinary))
         batch.add_column(sa.Column("public_y", sa.LargeBinary))
-        batch.add_column(sa.Column("ip_address", sa.Text))
-        batch.add_column(sa.Column("user_agent", sa.Text))
+        batch.add_column(sa.Column("ip_address", TEXT))
+        batch.add_column(sa.Column("user_agent", TEXT))
     op.create_index("grants_by_account", "grants", ["account_id", "create_time", "grant_id"])
     op.create_index(
         "live_grants_by_lookup_name",
         "grants",
         ["lookup_name"],
         unique=True,
-        sqlite_where=sa.text("end_time IS NULL AND lookup_name IS NOT NULL"),
+        **only("end_time IS NULL AND lookup_name IS NOT NULL"),
     )
 
 
 def _change_revocations() -> None:
-    op.add_column("revocations", sa.Column("grant_id", sa.Text))
+    op.add_column("revocations", sa.Column("grant_id", TEXT))
     op.create_index(
         "revocations_by_grant",
         "revocations",
         ["grant_id", "expire_time"],
-        sqlite_where=sa.text("grant_id IS NOT NULL"),
+        **only("grant_id IS NOT NULL"),
     )
 
 
 def _create_done_requests() -> None:
     op.create_table(
         "done_requests",
-        sa.Column("caller_account_id", sa.Text, primary_key=True),
-        sa.Column("request_id", sa.Text, primary_key=True),
-        sa.Column("method", sa.Text, nullable=False),
+        sa.Column("caller_account_id", TEXT, primary_key=True),
+        sa.Column("request_id", TEXT, primary_key=True),
+        sa.Column("method", TEXT, nullable=False),
         sa.Column("digest", sa.LargeBinary, nullable=False),
-        sa.Column("resource_id", sa.Text, nullable=False),
+        sa.Column("resource_id", TEXT, nullable=False),
         sa.Column("expire_time", sa.BigInteger, nullable=False),
     )
     op.create_index("done_requests_by_expiry", "done_requests", ["expire_time"])
@@ -90,9 +92,9 @@ def _create_done_requests() -> None:
 def _create_roles() -> None:
     roles = op.create_table(
         "roles",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("scopes", sa.Text, nullable=False),
-        sa.Column("description", sa.Text, nullable=False),
+        sa.Column("name", TEXT, primary_key=True),
+        sa.Column("scopes", TEXT, nullable=False),
+        sa.Column("description", TEXT, nullable=False),
         sa.Column("is_built_in", sa.Boolean, nullable=False),
         sa.Column("minimum_policy_version", sa.BigInteger, nullable=False),
         sa.Column("create_time", sa.BigInteger, nullable=False),
@@ -102,7 +104,7 @@ def _create_roles() -> None:
         "policy",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("version", sa.BigInteger, nullable=False),
-        sa.Column("stamp", sa.Text, nullable=False),
+        sa.Column("stamp", TEXT, nullable=False),
     )
     op.bulk_insert(policy, [{"id": 1, "version": 1, "stamp": secrets.token_hex(8)}])
     names = {
@@ -148,37 +150,37 @@ def _split_and_seal_audit() -> None:
     op.rename_table("audit_events", "audit_events_0001")
     events = op.create_table(
         "audit_events",
-        sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("event_id", EVENT_ID, primary_key=True, autoincrement=True),
         sa.Column("time_ms", sa.BigInteger, nullable=False),
-        sa.Column("action", sa.Text, nullable=False),
-        sa.Column("outcome", sa.Text, nullable=False),
-        sa.Column("account_id", sa.Text),
-        sa.Column("grant_id", sa.Text),
-        sa.Column("caller_account_id", sa.Text),
-        sa.Column("caller_grant_id", sa.Text),
-        sa.Column("subject", sa.Text, nullable=False),
-        sa.Column("request_id", sa.Text, nullable=False),
+        sa.Column("action", TEXT, nullable=False),
+        sa.Column("outcome", TEXT, nullable=False),
+        sa.Column("account_id", TEXT),
+        sa.Column("grant_id", TEXT),
+        sa.Column("caller_account_id", TEXT),
+        sa.Column("caller_grant_id", TEXT),
+        sa.Column("subject", TEXT, nullable=False),
+        sa.Column("request_id", TEXT, nullable=False),
         sa.Column("personal_hash", sa.LargeBinary, nullable=False),
         sqlite_autoincrement=True,
     )
     for name, column in (("audit_events_by_account", "account_id"), ("audit_events_by_caller", "caller_account_id")):
-        op.create_index(name, "audit_events", [column], sqlite_where=sa.text(f"{column} IS NOT NULL"))
+        op.create_index(name, "audit_events", [column], **only(f"{column} IS NOT NULL"))
     personal = op.create_table(
         "audit_personal",
-        sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("event_id", EVENT_ID, primary_key=True, autoincrement=False),
         sa.Column("salt", sa.LargeBinary, nullable=False),
-        sa.Column("origin", sa.Text, nullable=False),
-        sa.Column("user_agent", sa.Text, nullable=False),
-        sa.Column("note", sa.Text, nullable=False),
-        sa.Column("name_hash", sa.Text, nullable=False),
-        sa.Column("refusal_key", sa.Text, unique=True),
+        sa.Column("origin", TEXT, nullable=False),
+        sa.Column("user_agent", TEXT, nullable=False),
+        sa.Column("note", TEXT, nullable=False),
+        sa.Column("name_hash", TEXT, nullable=False),
+        sa.Column("refusal_key", TEXT, unique=True),
         sa.Column("attempt_count", sa.BigInteger, nullable=False),
     )
     op.create_index(
         "audit_personal_by_name_hash",
         "audit_personal",
         ["name_hash"],
-        sqlite_where=sa.text("refusal_key IS NOT NULL"),
+        **only("refusal_key IS NOT NULL"),
     )
     op.create_table(
         "audit_seals",
@@ -214,3 +216,10 @@ def _copy_audit(events: sa.Table, personal: sa.Table) -> None:
         side = {"event_id": number, "salt": salt, "origin": row["origin"], "user_agent": "", "note": row["note"]}
         kept = {"name_hash": "", "refusal_key": row["refusal_key"], "attempt_count": 1}
         connection.execute(personal.insert().values(side | kept))
+    if connection.dialect.name == "postgresql":  # whose numbering does not follow numbers that were given by hand
+        connection.execute(
+            sa.text(
+                "SELECT setval(pg_get_serial_sequence('audit_events', 'event_id'), max(event_id)) "
+                "FROM audit_events HAVING count(*) > 0"
+            )
+        )

