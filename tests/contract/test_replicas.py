@@ -18,6 +18,7 @@ from identity.domain.grants import Derivation, GrantKind, GrantSnapshot, Session
 from identity.domain.refusals import Rejected
 from identity.domain.values import Account, AccountRef, Act, EndReason, RoleChange, Standing
 from identity.storage.database import Stores, open_stores
+from identity.storage.sql.common import ENTRY_MARGIN_SECONDS
 from identity_client.errors import IdentityError, LastAdmin
 from identity_client.trust.entries import Entry, EntryKind
 from tests.clients.issuer import FixedClock
@@ -135,8 +136,8 @@ async def held_by_a_peer(stores: Stores) -> list[Entry]:
 
 
 def is_told(entries: list[Entry], issued: GrantSnapshot) -> bool:
-    """Whether a peer that holds *entries* refuses a token of *issued* for as long as it can live."""
-    until = issued.issue_time + LIFETIME
+    """Whether a peer that holds *entries* refuses a token of *issued* for as long as it can live, whatever clocks say."""
+    until = issued.issue_time + LIFETIME + ENTRY_MARGIN_SECONDS
     told = [entry for entry in entries if entry.expire_time >= until]
     return any(
         (entry.kind is EntryKind.GRANT and entry.name == issued.grant_id)
