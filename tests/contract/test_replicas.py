@@ -136,7 +136,7 @@ async def held_by_a_peer(stores: Stores) -> list[Entry]:
 
 
 def is_told(entries: list[Entry], issued: GrantSnapshot) -> bool:
-    """Whether a peer that holds *entries* refuses a token of *issued* for as long as it can live, whatever clocks say."""
+    """Whether a peer that holds *entries* refuses a token of *issued* while it can live, whatever clocks say."""
     until = issued.issue_time + LIFETIME + ENTRY_MARGIN_SECONDS
     told = [entry for entry in entries if entry.expire_time >= until]
     return any(
