@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +49,23 @@ def databases() -> Iterator[Databases]:
 
 @pytest.fixture(params=("sqlite", "postgresql"))
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database; its schema is the newest."""
-    if request.param == "sqlite":
+    """The URL of an empty database, of each kind; its schema is the newest."""
+    async for url in _database(request.param, request, tmp_path):
+        yield url
+
+
+@pytest.fixture
+async def service_database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of the database that servers of a test stand on: SQLite, or what IDENTITY_TEST_DATABASE says, or a test's
+    own parameter.
+    """
+    kind = getattr(request, "param", os.environ.get("IDENTITY_TEST_DATABASE", "sqlite"))
+    async for url in _database(kind, request, tmp_path):
+        yield url
+
+
+async def _database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    if kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'identity.db'}"
         return
     databases: Databases = request.getfixturevalue("databases")
@@ -59,7 +75,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path) -> MakeSettings:
+def make_settings(tmp_path: Path, service_database: str) -> MakeSettings:
     """Settings for a throw-away server with cheap hashes."""
     from identity.config import Settings
     from identity.storage.sealing import MasterKey
@@ -70,7 +86,7 @@ def make_settings(tmp_path: Path) -> MakeSettings:
     def make(**changes: object) -> Settings:
         values: dict[str, object] = {
             "listen": "127.0.0.1:0",
-            "database": f"sqlite:///{tmp_path / 'identity.db'}",
+            "database": service_database,
             "master_key_file": str(key_file),
             "reflection": "open",
             "hash_memory_kib": 64,

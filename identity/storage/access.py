@@ -22,6 +22,9 @@ class Access(Protocol):
     async def read(self, work: Work[T]) -> T:
         """Run *work* on one instant of the database."""
 
+    async def look_up(self, work: Work[T]) -> T:
+        """The same for *work* of a single statement, which sees one instant by itself."""
+
     async def write(self, work: Work[T]) -> T:
         """Run *work* in a transaction; return once it is durable. A caller that stops waiting does not stop it.
 

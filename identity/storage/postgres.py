@@ -68,25 +68,27 @@ class PostgresAccess:
             raise ConfigurationError([f"database: its schema is {revision or 'empty'}: run `identity migrate` first"])
 
     async def read(self, work: Work[T]) -> T:
-        def run(connection: Connection) -> T:
-            return work(connection, Moment(self._clock.now()))
-
         async def attempt() -> T:
             async with self._engine.connect() as connection:
                 await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
                 async with connection.begin():
-                    return await connection.run_sync(run)
+                    return await connection.run_sync(self._timed(work))
+
+        return await self._queued(self._reading, attempt)
+
+    async def look_up(self, work: Work[T]) -> T:
+        async def attempt() -> T:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return await connection.run_sync(self._timed(work))
 
         return await self._queued(self._reading, attempt)
 
     async def write(self, work: Work[T]) -> T:
-        def run(connection: Connection) -> T:
-            return work(connection, Moment(self._clock.now()))
-
         async def attempt() -> T:
             async with self._engine.begin() as connection:
                 connection.info.pop(PUBLISHED, None)
-                result = await connection.run_sync(run)
+                result = await connection.run_sync(self._timed(work))
                 has_published = PUBLISHED in connection.info
             if has_published:
                 self._ring()  # others hear it by PostgreSQL
@@ -109,6 +111,9 @@ class PostgresAccess:
                 await self._listener
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._engine.dispose()
+
+    def _timed(self, work: Work[T]) -> Callable[[Connection], T]:
+        return lambda connection: work(connection, Moment(self._clock.now()))
 
     async def _queued(self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]]) -> T:
         if self._is_closed:

@@ -37,6 +37,8 @@ class SqliteAccess:
     async def read(self, work: Work[T]) -> T:
         return await self._readers.run(lambda connection: work(connection, Moment(self._clock.now())))
 
+    look_up = read  # a transaction costs nothing here
+
     async def write(self, work: Work[T]) -> T:
         return await self._writer.run(lambda connection: work(connection, Moment(self._clock.now())))
 

@@ -192,7 +192,9 @@ async def test_a_policy_that_was_rolled_back_is_never_taken_for_the_one_that_cam
     assert isinstance(failed, StateConflict)
     assert not isinstance(changed, BaseException)
     assert not isinstance(renewed, BaseException)
-    assert renewed.scopes == ("a", "b")
+    assert renewed.scopes in (("a",), ("a", "b"))  # whichever was first
+    for _ in range(8):  # by whichever connection
+        assert (await log_in(stores, carol)).scopes == ("a", "b")
 
 
 @pytest.mark.requirement("R3")

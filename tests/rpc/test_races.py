@@ -16,13 +16,18 @@ import pytest
 from identity.failpoints import paused
 from identity.v1 import account_pb2, credential_pb2, revocation_pb2, session_pb2
 from identity_client.errors import BadCredentials, SessionEnded
+from tests.databases import KINDS
 from tests.rpc.api import Api, Metadata, bearer
 from tests.rpc.refusals import refusal
 from tests.rpc.test_machines import by_key
 from tests.rpc.test_passwords import change
 from tests.rpc.test_revoke_and_introspect import payload_of
 
-pytestmark = [pytest.mark.requirement("R3"), pytest.mark.requirement("R15")]
+pytestmark = [
+    pytest.mark.requirement("R3"),
+    pytest.mark.requirement("R15"),
+    pytest.mark.parametrize("service_database", KINDS, indirect=True),
+]
 
 
 @dataclass

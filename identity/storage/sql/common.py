@@ -206,8 +206,27 @@ def insert_event(
     attempt_count: int = 1,
 ) -> None:
     """An event, and what it says of a person beside it."""
+    row, side = event_rows(act, moment, action, outcome, personal, ids, refusal_key, attempt_count)
+    if is_postgres(connection):
+        connection.execute(INSERT_BOTH, given(row, side))
+    else:
+        inserted = connection.execute(_INSERT_EVENT, row)
+        connection.execute(_INSERT_PERSONAL, {"event_id": inserted.lastrowid} | side)
+
+
+def event_rows(
+    act: Act,
+    moment: Moment,
+    action: str,
+    outcome: str,
+    personal: Personal,
+    ids: dict[str, str | None],
+    refusal_key: str | None = None,
+    attempt_count: int = 1,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of an event, and those of its row in audit_personal; both without the id."""
     salt = secrets.token_bytes(SALT_BYTES)
-    row = {
+    row = ids | {
         "time_ms": int(moment.time * 1000),
         "action": action,
         "outcome": outcome,
@@ -225,11 +244,7 @@ def insert_event(
         "refusal_key": refusal_key,
         "attempt_count": attempt_count,
     }
-    if is_postgres(connection):
-        connection.execute(_INSERT_BOTH, row | ids | side)
-    else:
-        inserted = connection.execute(_INSERT_EVENT, row | ids)
-        connection.execute(_INSERT_PERSONAL, {"event_id": inserted.lastrowid} | side)
+    return row, side
 
 
 _INSERT_EVENT = insert(audit_events).inline()
@@ -238,13 +253,24 @@ _INSERT_PERSONAL = insert(audit_personal).inline()
 
 def _insert_both() -> Any:
     """An event and its side row in one statement, which SQLite has not: each costs a round trip."""
-    own = {
-        column.name: bindparam(column.name, type_=column.type) for column in audit_events.c if column.name != "event_id"
-    }
-    event = insert(audit_events).values(own).returning(audit_events.c.event_id).cte("event")
-    names = [column.name for column in audit_personal.c if column.name != "event_id"]
-    given = [cast(bindparam(name, type_=audit_personal.c[name].type), audit_personal.c[name].type) for name in names]
-    return insert(audit_personal).from_select(["event_id", *names], select(event.c.event_id, *given))
+    own, side = (
+        [column for column in table.c if column.name != "event_id"] for table in (audit_events, audit_personal)
+    )
+    values = {column.name: _given(column) for column in own}
+    event = insert(audit_events).values(values).returning(audit_events.c.event_id).cte("event")
+    names = ["event_id", *(column.name for column in side)]
+    given = [cast(_given(column), column.type) for column in side]
+    return insert(audit_personal).from_select(names, select(event.c.event_id, *given))
 
 
-_INSERT_BOTH = _insert_both()
+def _given(column: ColumnElement[Any]) -> Any:
+    # Not by the column's own name: SQLAlchemy would set columns of that name wherever the statement writes.
+    return bindparam(f"given_{column.name}", type_=column.type)
+
+
+def given(*rows: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of INSERT_BOTH."""
+    return {f"given_{name}": value for row in rows for name, value in row.items()}
+
+
+INSERT_BOTH = _insert_both()

@@ -8,6 +8,7 @@ from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, G
 from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, publish, publish_generation, split_words, write_audit
+from identity.storage.sql.issuing import marks_of_use, note_issue, to_the_minute
 from identity.storage.sql.rows import (
     account_row,
     confirm_caller,
@@ -17,9 +18,7 @@ from identity.storage.sql.rows import (
     is_live,
     is_recorded,
     latest_use,
-    note_issue,
     snapshot,
-    to_the_minute,
 )
 from identity.storage.sql.sessions import end_sessions
 from identity.storage.tables import accounts, grants
@@ -46,11 +45,8 @@ class SqlGrantStore:
             _check_bound(row, derivation)
             issued = snapshot(connection, row, moment)
             admit(issued)
-            note_issue(connection, row, moment, derivation.access_lifetime)
-            subject = f"for {derivation.audience}"
-            write_audit(
-                connection, act, moment, "token.exchange", row["account_id"], derivation.grant_id, subject=subject
-            )
+            marks = marks_of_use(row, moment, derivation.access_lifetime)
+            note_issue(connection, row, marks, act, moment, "token.exchange", f"for {derivation.audience}")
             return issued
 
         return await self._access.write(work)
@@ -64,7 +60,7 @@ class SqlGrantStore:
             ).scalar()
             return found
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:

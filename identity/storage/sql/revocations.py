@@ -80,10 +80,10 @@ class SqlRevocationStore:
             rows = connection.execute(later.order_by(revocations.c.version).limit(limit)).mappings()
             return [(row["version"], entry_of(row)) for row in rows]
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
     async def head(self) -> tuple[str, int]:
-        return await self._access.read(lambda connection, _: _head(connection))
+        return await self._access.look_up(lambda connection, _: _head(connection))
 
     async def live_entries(self) -> tuple[str, int, list[Batch]]:
         def work(connection: Connection, moment: Moment) -> tuple[str, int, list[Batch]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, literal, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, literal, or_, select, true
 
 from identity.domain.grants import ApiKeyUse, GrantKind, GrantSnapshot
 from identity.domain.roles import still_granted
@@ -55,17 +55,19 @@ def find_grant_by_name(connection: Connection, lookup_name: str) -> RowMapping |
     return connection.execute(_BY_NAME, {"name": lookup_name}).mappings().first()
 
 
-def hold_grant(connection: Connection, grant_id: str) -> RowMapping | None:
+def hold_grant(connection: Connection, grant_id: str, *, is_shared: bool = False) -> RowMapping | None:
     """The same, to act on: nobody changes the grant or its account until the transaction ends.
 
     The account is held first, and shared: whoever changes an account holds it alone, and its grants after it.
+    *is_shared*: others may hold the grant so, too; then it is not to be changed.
     """
     if not is_postgres(connection):
         return find_grant(connection, grant_id)
-    return connection.execute(_HELD_BY_ID, {"id": grant_id}).mappings().first()
+    held = _SHARED_BY_ID if is_shared else _HELD_BY_ID
+    return connection.execute(held, {"id": grant_id}).mappings().first()
 
 
-def _held_grants() -> Select[Any]:
+def _held_grants(*, is_shared: bool) -> Select[Any]:
     """One row of joined_grants, its account locked before it: a subquery is run before what it is joined to."""
     of_grant = select(grants.c.account_id).where(grants.c.grant_id == bindparam("id")).scalar_subquery()
     held = select(accounts).where(accounts.c.account_id == of_grant).with_for_update(read=True).cte("held")
@@ -83,16 +85,17 @@ def _held_grants() -> Select[Any]:
         .join_from(grants, held, grants.c.account_id == held.c.account_id)
         .join(policy, true())
         .where(grants.c.grant_id == bindparam("id"))
-        .with_for_update(of=grants)
+        .with_for_update(of=grants, read=is_shared)
     )
 
 
-_HELD_BY_ID = _held_grants()
+_HELD_BY_ID = _held_grants(is_shared=False)
+_SHARED_BY_ID = _held_grants(is_shared=True)
 _BY_NAME = joined_grants().where(grants.c.lookup_name == bindparam("name"), grants.c.end_time.is_(None))
 _BY_ID = joined_grants().where(grants.c.grant_id == bindparam("id"))
 
 
-def scopes_of(connection: Connection, row: RowMapping) -> tuple[str, ...]:
+def scopes_of(connection: Connection, row: Mapping[Any, Any]) -> tuple[str, ...]:
     """The scopes that the roles of a row of joined_grants grant now, sorted."""
     return granted(connection, row["policy_stamp"], split_words(row["roles"]))
 
@@ -217,19 +220,7 @@ def check_roles_exist(connection: Connection, names: tuple[str, ...]) -> None:
         raise UnknownRole(f"there is no role {unknown[0]}: create it first")
 
 
-def note_issue(connection: Connection, row: RowMapping, moment: Moment, access_lifetime: int, **values: object) -> None:
-    """Remember until when a token of this grant may live, so that its revocation is kept as long; and its use."""
-    latest = max(row["latest_expire_time"], moment.now + access_lifetime)
-    changed = update(grants).where(grants.c.grant_id == row["grant_id"])
-    connection.execute(changed.values(latest_expire_time=latest, last_used_time=to_the_minute(moment), **values))
-
-
-def to_the_minute(moment: Moment) -> int:
-    """Uses are noted coarsely."""
-    return moment.now - moment.now % 60
-
-
-def snapshot(connection: Connection, row: RowMapping, moment: Moment, audience: str = "") -> GrantSnapshot:
+def snapshot(connection: Connection, row: Mapping[Any, Any], moment: Moment, audience: str = "") -> GrantSnapshot:
     """What is issued from a row of joined_grants, for the session's own audience or the one given."""
     is_session = row["kind"] == GrantKind.SESSION
     return GrantSnapshot(

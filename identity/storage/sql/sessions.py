@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, tuple_, update
@@ -13,15 +14,14 @@ from identity.domain.roles import narrow
 from identity.domain.values import AccountRef, Act, EndReason, PasswordChange
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, join_words, publish_generation, split_words, write_audit
+from identity.storage.sql.issuing import marks_of_use, note_issue, to_the_minute
 from identity.storage.sql.rows import (
     find_grant,
     hold_account,
     hold_grant,
     is_live,
-    note_issue,
     scopes_of,
     snapshot,
-    to_the_minute,
 )
 from identity.storage.tables import accounts, grants
 from identity_client.errors import AccountNotFound, GrantNotFound, SessionEnded
@@ -78,7 +78,7 @@ class SqlSessionStore:
                 end_time=row["end_time"],
             )
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
     async def rotate(
         self, session: SessionRecord, grace_lifetime: int, access_lifetime: int, admit: Admit, act: Act
@@ -89,10 +89,11 @@ class SqlSessionStore:
                 return None
             expire_time = min(moment.now + row["idle_lifetime"], row["absolute_expire_time"])
             moved = {"count": session.count + 1, "grace_until": moment.now + grace_lifetime, "expire_time": expire_time}
-            note_issue(connection, row, moment, access_lifetime, **moved)
-            write_audit(connection, act, moment, "session.refresh", session.account_id, session.grant_id)
+            moved |= marks_of_use(row, moment, access_lifetime)
+            issued = _admitted(connection, {**row, **moved}, admit, moment)
+            note_issue(connection, row, moved, act, moment, "session.refresh")
             failpoints.hit("rotate.before_commit")
-            return _admitted(connection, session.grant_id, admit, moment)
+            return issued
 
         rotated = await self._access.write(work)
         failpoints.hit("rotate.after_commit")
@@ -105,9 +106,10 @@ class SqlSessionStore:
             row = _held(connection, session, moment)
             if row is None:
                 return None
-            note_issue(connection, row, moment, access_lifetime)
-            write_audit(connection, act, moment, "session.refresh_repeat", session.account_id, session.grant_id)
-            return _admitted(connection, session.grant_id, admit, moment)
+            issued = _admitted(connection, row, admit, moment)
+            marks = marks_of_use(row, moment, access_lifetime)
+            note_issue(connection, row, marks, act, moment, "session.refresh_repeat")
+            return issued
 
         return await self._access.write(work)
 
@@ -171,7 +173,7 @@ def _insert(connection: Connection, session: NewSession, admit: Admit, act: Act,
     assert row is not None  # noqa: S101 - inserted above, in this transaction
     narrow(scopes_of(connection, row), session.requested_scopes)
     write_audit(connection, act, moment, "session.open", session.account_id, session.grant_id)
-    return _admitted(connection, session.grant_id, admit, moment)
+    return _admitted(connection, row, admit, moment)
 
 
 def _session_row(session: NewSession, act: Act, moment: Moment) -> dict[str, Any]:
@@ -209,9 +211,7 @@ def _held(connection: Connection, session: SessionRecord, moment: Moment) -> Row
     return row
 
 
-def _admitted(connection: Connection, grant_id: str, admit: Admit, moment: Moment) -> GrantSnapshot:
-    row = find_grant(connection, grant_id)
-    assert row is not None  # noqa: S101 - read before, in this transaction
+def _admitted(connection: Connection, row: Mapping[Any, Any], admit: Admit, moment: Moment) -> GrantSnapshot:
     issued = snapshot(connection, row, moment)
     admit(issued)
     return issued
