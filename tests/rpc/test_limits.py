@@ -79,6 +79,7 @@ async def test_a_call_that_ends_without_a_request_is_malformed(api: Api) -> None
 async def test_of_many_calls_without_a_request_the_oldest_give_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "MAXIMUM_WAITING", 4)
     monkeypatch.setattr(arrivals, "SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals, "LONGEST_SECONDS", 3_600.0)
     calls = [half_open(api, GET_KEYS) for _ in range(12)]
     ends = [asyncio.ensure_future(end_of(call)) for call in calls]
     done, waiting = set[Any](), set(ends)
@@ -93,10 +94,21 @@ async def test_of_many_calls_without_a_request_the_oldest_give_way(api: Api, mon
     await asyncio.gather(*ends, return_exceptions=True)
 
 
-async def test_a_burst_of_calls_gives_way_to_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_a_burst_of_calls_none_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "MAXIMUM_WAITING", 4)
-    answers = await asyncio.gather(*(api.trust.GetKeys(trust_pb2.GetKeysRequest()) for _ in range(200)))
-    assert all(answer.key_set.keys for answer in answers)
+    reader, come = arrivals.Arrivals(), asyncio.Event()
+
+    class Slow:
+        async def read(self) -> str:
+            await come.wait()
+            return "request"
+
+    context: Any = Slow()
+    reading = [asyncio.ensure_future(reader.first(context)) for _ in range(20)]
+    await until(lambda: reader.waiting_count == 20)
+    come.set()
+    assert await asyncio.gather(*reading) == ["request"] * 20
+    assert reader.waiting_count == 0
 
 
 # -- time ----------------------------------------------------------------------------------------------------------
