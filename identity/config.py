@@ -40,6 +40,7 @@ class Settings:
     throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
     guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
+    trust_streams of WatchTrust are served at once, to the holders of one credential trust_streams_per_grant.
     database_connections: the most that a process opens to a PostgreSQL. audit_retention_days: 0 keeps the log for ever.
     database and redis_url may hold a password, and are shown nowhere.
     """
@@ -73,6 +74,8 @@ class Settings:
     throttle_origin_failures: int = 100
     throttle_shared_origin_failures: int = 10_000
     shared_origins: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trust_streams: int = 4_096
+    trust_streams_per_grant: int = 1_024
     drain_seconds: int = 10
     audit_retention_days: int = 400
     log_level: str = "info"
@@ -193,6 +196,8 @@ _RANGES = {
     "throttle_delay_seconds": (120, 3_600),
     "throttle_origin_failures": (10, 100_000),
     "throttle_shared_origin_failures": (10, 1_000_000),
+    "trust_streams": (16, 100_000),
+    "trust_streams_per_grant": (4, 100_000),
     "drain_seconds": (0, 600),
     "audit_retention_days": (0, 36_500),
 }

@@ -30,6 +30,7 @@ from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
+from .rpc.open_streams import OpenStreams, StreamLimit
 from .rpc.refused_calls import RefusedCalls, TellingJudge
 from .rpc.revocation_service import RevocationServicer
 from .rpc.role_service import RoleServicer
@@ -106,6 +107,7 @@ class Server:
         self._clock = clock or SystemClock()
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
+        self.streams = OpenStreams(_trust_limit(settings))
         self.house: House | None = None
         self.refused_calls: RefusedCalls | None = None
 
@@ -149,9 +151,8 @@ class Server:
             await self._health.set(service, status)
 
     def _build(self, house: House, refused_calls: RefusedCalls) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            interceptors=[Firewall(refused_calls), self._guard(house), *self._interceptors], options=_OPTIONS
-        )
+        firewall = Firewall(refused_calls, self.streams)
+        server = grpc.aio.server(interceptors=[firewall, self._guard(house), *self._interceptors], options=_OPTIONS)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
             AuthenticationServicer(house.authenticator, house.machines), server
         )
@@ -208,6 +209,10 @@ class Server:
         credentials = server_credentials(self._settings)
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
         return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _trust_limit(settings: Settings) -> StreamLimit:
+    return StreamLimit(settings.trust_streams, settings.trust_streams_per_grant, settings.trust_streams_per_grant)
 
 
 def _service_names() -> tuple[str, ...]:

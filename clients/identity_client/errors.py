@@ -330,7 +330,7 @@ class TokenTooLarge(FailedPrecondition):
     sentence = "The token would not fit its budget: the account has too many roles or scopes."
 
 
-# -- RESOURCE_EXHAUSTED, UNAVAILABLE: wait, repeat -----------------------------------------------------------------
+# -- RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED: wait, repeat ----------------------------------------------
 
 
 class RetryLater(IdentityError):
@@ -363,6 +363,12 @@ class TrustStale(RetryLater):
     status = "UNAVAILABLE"
     reason = "TRUST_STALE"
     sentence = "This service's copy of the revocations is too old to judge the call: repeat it later."
+
+
+class DeadlineExceeded(RetryLater):
+    status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+    sentence = "The call took too long and was given up: repeat it later."
 
 
 def _tree(root: type[IdentityError]) -> list[type[IdentityError]]:

@@ -32,6 +32,7 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {
     "UNKNOWN": 2,
     "INVALID_ARGUMENT": 3,
+    "DEADLINE_EXCEEDED": 4,
     "NOT_FOUND": 5,
     "ALREADY_EXISTS": 6,
     "PERMISSION_DENIED": 7,

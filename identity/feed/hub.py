@@ -18,6 +18,7 @@ from identity.feed import events
 from identity.feed.log import Log
 from identity.feed.snapshots import Snapshots
 from identity.feed.subscription import Subscription
+from identity.feed.turns import Peer, Turns
 from identity.v1 import trust_pb2
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
@@ -34,7 +35,6 @@ COALESCE_SECONDS = 0.002
 STALL_SECONDS = 10.0
 """A stream that takes nothing of its snapshot for so long gives its turn to another."""
 
-_TRANSFERS = 4
 _READ_LIMIT = events.PART_ENTRIES
 
 
@@ -49,7 +49,7 @@ class Hub:
         self._advanced = asyncio.Condition()
         self._subscriptions: set[Subscription] = set()
         self._openings: dict[Subscription, asyncio.Task[None]] = {}
-        self._turns = asyncio.Semaphore(_TRANSFERS)
+        self._turns = Turns()
         self._recent = Log()
         self._snapshots = Snapshots(state, self._recent, clock)
         self._keys_event = b""
@@ -92,8 +92,8 @@ class Hub:
             async with asyncio.timeout(PUBLISH_WAIT_SECONDS), self._advanced:
                 await self._advanced.wait_for(lambda: self.state.version >= version)
 
-    def subscribe(self, epoch: str, version: int) -> Subscription:
-        """A stream that starts from what its peer holds, or from a snapshot. Raises DependencyDown while stopping."""
+    def subscribe(self, epoch: str, version: int, peer: Peer) -> Subscription:
+        """A stream that starts from what *peer* holds, or from a snapshot. Raises DependencyDown while stopping."""
         if self._is_ending:
             raise DependencyDown("The service is stopping: open the stream again.")
         subscription = Subscription([self._keys_event])
@@ -101,7 +101,7 @@ class Hub:
         if epoch == self.state.epoch and self._recent.holds_since(version):
             self._join(subscription, version)
         else:
-            opening = asyncio.create_task(self._open(subscription, epoch, version))
+            opening = asyncio.create_task(self._open(subscription, epoch, version, peer))
             self._openings[subscription] = opening
             opening.add_done_callback(lambda _: self._openings.pop(subscription, None))
         return subscription
@@ -171,13 +171,13 @@ class Hub:
 
     # -- opening -----------------------------------------------------------------------------------------------
 
-    async def _open(self, subscription: Subscription, epoch: str, version: int) -> None:
+    async def _open(self, subscription: Subscription, epoch: str, version: int, peer: Peer) -> None:
         """Bring a stream to where it can follow: by a snapshot, in its turn, unless reading on is enough."""
         try:
             if epoch == self.state.epoch and version > self.state.version:
                 await self._catch_up(version)
             if epoch != self.state.epoch or not self._recent.holds_since(version):
-                version = await self._transfer(subscription)
+                version = await self._transfer(subscription, peer)
             self._join(subscription, version)
         except DependencyDown:
             subscription.cut()
@@ -196,9 +196,9 @@ class Hub:
                 raise DependencyDown
             _log.error("a peer holds version %d, the feed ends at %d: SQL was set back", version, self.state.version)
 
-    async def _transfer(self, subscription: Subscription) -> int:
+    async def _transfer(self, subscription: Subscription, peer: Peer) -> int:
         """Send a snapshot; -> its version."""
-        async with self._turns:
+        async with self._turns.turn(peer):
             snapshot = await self._snapshots.current()
             subscription.extend(snapshot.events)
             await subscription.drained(STALL_SECONDS)

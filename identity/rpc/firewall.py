@@ -1,8 +1,7 @@
 """The outermost interceptor: every call gets a request id and a time limit, and nothing unplanned leaves the house.
 
 A planned error goes out with its status, reason and sentence. Anything else becomes INTERNAL with constant text and an
-error id that finds the cause in the log. Undecodable requests become INVALID_ARGUMENT: grpc itself would send the text
-of the exception to the caller.
+error id that finds the cause in the log. Undecodable requests become INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ from typing import Any, TypeAlias
 import grpc
 
 from identity_client import status
-from identity_client.errors import IdentityError, Internal, MalformedRequest
+from identity_client.errors import DeadlineExceeded, IdentityError, Internal
+from identity_client.sync.handlers import behaviour_of
 
+from .arrivals import Arrivals, firm
 from .context import request_id
+from .open_streams import OpenStreams
 from .refused_calls import RefusedCalls
 
 _log = logging.getLogger(__name__)
@@ -27,15 +29,21 @@ _log = logging.getLogger(__name__)
 UNARY_LIMIT_SECONDS = 30.0
 """The longest that a unary call may run, whatever deadline its caller set."""
 
+SHORTEST_SECONDS = 0.005
+"""With less time left before its deadline a call is not begun."""
+
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Firewall(grpc.aio.ServerInterceptor):
-    """Wraps every handler, the guard's refusing ones included. *refused_calls* is told what becomes of the calls."""
+    """Wraps every handler, the guard's refusing ones included. *refused_calls* is told what becomes of the calls,
+    *streams* counts those that stay open."""
 
-    def __init__(self, refused_calls: RefusedCalls) -> None:
+    def __init__(self, refused_calls: RefusedCalls, streams: OpenStreams) -> None:
         self._refused_calls = refused_calls
+        self._streams = streams
+        self._arrivals = Arrivals()
 
     async def intercept_service(
         self,
@@ -47,102 +55,73 @@ class Firewall(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
         except Exception:
             return _refusing(_unplanned(handler_call_details.method))
-        return None if handler is None else _wrap(handler, handler_call_details.method, self._refused_calls)
+        return None if handler is None else self._wrap(handler, handler_call_details.method)
 
-
-def _wrap(handler: Any, method: str, refused_calls: RefusedCalls) -> _Handler:
-    if handler.response_streaming and not handler.request_streaming:
-        return grpc.unary_stream_rpc_method_handler(
-            _streaming(handler.unary_stream, method, refused_calls),
-            _firm(handler.request_deserializer),
-            handler.response_serializer,
+    def _wrap(self, handler: _Handler, method: str) -> _Handler:
+        run = self._streaming(handler, method) if handler.response_streaming else self._unary(handler, method)
+        build = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
         )
-    if not handler.response_streaming and not handler.request_streaming:
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, method, refused_calls),
-            _firm(handler.request_deserializer),
-            handler.response_serializer,
-        )
-    if not handler.response_streaming:  # the guard's: refusals, and callers whose token is bound to a certificate
-        return grpc.stream_unary_rpc_method_handler(
-            _unary(handler.stream_unary, method, refused_calls),
-            _firm(handler.request_deserializer),
-            handler.response_serializer,
-        )
-    return grpc.stream_stream_rpc_method_handler(  # reflection
-        _streaming(handler.stream_stream, method, refused_calls),
-        _firm(handler.request_deserializer),
-        handler.response_serializer,
-    )
+        return build(run, firm(handler.request_deserializer), handler.response_serializer)
+
+    def _unary(self, handler: _Handler, method: str) -> Callable[..., Awaitable[Any]]:
+        behaviour = behaviour_of(handler)
+
+        async def call(requests: Any, context: _Context) -> Any:
+            try:
+                _check_time(context)
+                request = await self._request(handler, requests, context)
+                async with asyncio.timeout(UNARY_LIMIT_SECONDS):
+                    return await behaviour(request, context)
+            except TimeoutError:
+                await _abort(context, DeadlineExceeded())
+            except Exception as error:
+                await self._end(method, error, context)
+
+        return call
+
+    def _streaming(self, handler: _Handler, method: str) -> Callable[..., AsyncIterator[Any]]:
+        behaviour = behaviour_of(handler)
+
+        async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            try:
+                _check_time(context)
+                with self._streams.counted(method, context):
+                    responses = behaviour(await self._request(handler, requests, context), context)
+                    if inspect.isawaitable(responses):
+                        await responses  # it writes its responses itself
+                        return
+                    async for response in responses:
+                        yield response
+            except Exception as error:
+                await self._end(method, error, context)
+
+        return call
+
+    async def _request(self, handler: _Handler, requests: Any, context: _Context) -> Any:
+        """What came with the call, in the shape that *handler* takes. Raises DeadlineExceeded, MalformedRequest."""
+        if handler.request_streaming:
+            return self._arrivals.all(context, requests)
+        return await self._arrivals.first(context)
+
+    async def _end(self, method: str, error: Exception, context: _Context) -> None:
+        """Answer what a handler raised."""
+        if isinstance(error, grpc.aio.AbortError):
+            self._refused_calls.by_guard(method, context)
+            raise error
+        if not isinstance(error, IdentityError):
+            error = _unplanned(method)
+        self._refused_calls.by_handler(method, error, context)
+        await _abort(context, error)
 
 
-def _unary(
-    behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str, refused_calls: RefusedCalls
-) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: _Context) -> Any:
-        try:
-            async with asyncio.timeout(UNARY_LIMIT_SECONDS):
-                return await behaviour(_sound(request), context)
-        except grpc.aio.AbortError:
-            refused_calls.by_guard(method, context)
-            raise
-        except IdentityError as error:
-            refused_calls.by_handler(method, error, context)
-            await _abort(context, error)
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The call took too long and was given up.")
-        except Exception:
-            await _abort(context, _unplanned(method))
-
-    return call
-
-
-def _streaming(
-    behaviour: Callable[[Any, _Context], Any], method: str, refused_calls: RefusedCalls
-) -> Callable[..., AsyncIterator[Any]]:
-    async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
-        try:
-            responses = behaviour(_sound(request), context)
-            if inspect.isawaitable(responses):
-                await responses  # it writes its responses itself
-                return
-            async for response in responses:
-                yield response
-        except grpc.aio.AbortError:
-            refused_calls.by_guard(method, context)
-            raise
-        except IdentityError as error:
-            refused_calls.by_handler(method, error, context)
-            await _abort(context, error)
-        except Exception:
-            await _abort(context, _unplanned(method))
-
-    return call
-
-
-def _sound(request: Any) -> Any:
-    """The request or requests. Raises MalformedRequest."""
-    if isinstance(request, MalformedRequest):
-        raise request
-    return _all_sound(request) if isinstance(request, AsyncIterator) else request
-
-
-async def _all_sound(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _sound(request)
-
-
-def _firm(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    if deserialise is None:
-        return None
-
-    def parse(raw: bytes) -> Any:
-        try:
-            return deserialise(raw)
-        except Exception:  # protobuf raises more than one class; the bytes are at fault in every case
-            return MalformedRequest()
-
-    return parse
+def _check_time(context: _Context) -> None:
+    """Work that its caller will not wait for is not begun. Raises DeadlineExceeded."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining < SHORTEST_SECONDS:
+        raise DeadlineExceeded("The call's deadline leaves no time to do it: set a longer one.")
 
 
 def _unplanned(method: str) -> Internal:
@@ -155,7 +134,7 @@ def _refusing(error: IdentityError) -> _Handler:
     async def refuse(_: Any, context: _Context) -> None:
         await _abort(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 async def _abort(context: _Context, error: IdentityError) -> None:

@@ -9,8 +9,10 @@ import grpc
 
 from identity.domain.ports import RevocationStore
 from identity.feed.hub import Hub
+from identity.feed.turns import Peer
 from identity.v1 import trust_pb2
 from identity_client.errors import InvalidRequest
+from identity_client.principal import current_principal
 from identity_client.trust import wire
 
 from . import convert
@@ -30,10 +32,12 @@ class TrustServicer:
         state = self._hub.state
         return trust_pb2.GetKeysResponse(key_set=wire.key_set_message(state.issuer, state.keys))
 
-    async def WatchTrust(self, request: trust_pb2.WatchTrustRequest, _: _Context) -> AsyncIterator[bytes]:
+    async def WatchTrust(self, request: trust_pb2.WatchTrustRequest, context: _Context) -> AsyncIterator[bytes]:
         if request.version < 0 or len(request.epoch) > 64:
             raise InvalidRequest("give epoch and version as the last heartbeat said them, or neither", "version")
-        subscription = self._hub.subscribe(request.epoch, request.version)
+        subscription = self._hub.subscribe(
+            request.epoch, request.version, Peer(current_principal().grant_id, context.peer())
+        )
         try:
             while True:
                 yield await subscription.next()

@@ -117,6 +117,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""
     ERROR_REASON_TRUST_STALE: _ErrorReason.ValueType  # 81
     """UNAVAILABLE: the guard's copy of the revocations is older than it may be."""
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 82
+    """DEADLINE_EXCEEDED: the request did not arrive in time, the call took longer than the service allows, or
+    its own deadline left no time to do it.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 90
     """INTERNAL: a defect; the metadata's error_id finds its cause in the log."""
 
@@ -218,6 +222,10 @@ ERROR_REASON_DEPENDENCY_DOWN: ErrorReason.ValueType  # 80
 """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""
 ERROR_REASON_TRUST_STALE: ErrorReason.ValueType  # 81
 """UNAVAILABLE: the guard's copy of the revocations is older than it may be."""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 82
+"""DEADLINE_EXCEEDED: the request did not arrive in time, the call took longer than the service allows, or
+its own deadline left no time to do it.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
 """INTERNAL: a defect; the metadata's error_id finds its cause in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

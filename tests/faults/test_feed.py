@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from identity.feed import turns as feed_turns
 from identity.v1 import token_pb2
 from identity_client import aio
 from identity_client.access.judge import Judge
@@ -239,8 +240,8 @@ async def test_a_peer_waits_for_its_turn_longer_than_it_would_bear_silence(
     service = await api.create_service("orders", "peer")
     identity = aio.Identity(aio.Connection(api.address, "orders", service.client_secret), metrics=ends)
     async with AsyncExitStack() as turns:
-        for _ in range(4):
-            await turns.enter_async_context(hub._turns)
+        for number in range(feed_turns.TURNS):
+            await turns.enter_async_context(hub._turns.turn(feed_turns.Peer(f"grant {number}", "elsewhere")))
         entering = asyncio.ensure_future(identity.__aenter__())
         await asyncio.sleep(1.5)  # three times the silence it would bear
         assert not entering.done()

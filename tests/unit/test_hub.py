@@ -17,6 +17,7 @@ from identity.feed import subscription as subscription_module
 from identity.feed.hub import Hub
 from identity.feed.log import Log
 from identity.feed.subscription import Subscription
+from identity.feed.turns import Peer
 from identity.v1.trust_pb2 import WatchTrustResponse
 from identity_client.errors import DependencyDown
 from identity_client.trust import wire
@@ -26,6 +27,14 @@ from tests.clients.issuer import ISSUER, FixedClock, Issuer
 from tests.clients.probe import until
 
 SIGN_OF_LIFE = "None"
+
+
+def peer_of(number: int) -> Peer:
+    """One that has a grant and a connection to itself."""
+    return Peer(f"grant {number}", f"ipv4:127.0.0.1:{40_000 + number}")
+
+
+PEER = peer_of(-1)
 
 
 class Feed:
@@ -81,7 +90,7 @@ async def replayed(
         peer.set_keys(hub.state.issuer, hub.state.keys)
         peer.begin_snapshot(epoch, version, version)
         peer.add_snapshot(held)
-    subscription, transit = hub.subscribe(epoch, version), wire.Transit(clock)
+    subscription, transit = hub.subscribe(epoch, version, PEER), wire.Transit(clock)
     while not kinds or kinds[-1] != "heartbeat":
         message = WatchTrustResponse.FromString(await subscription.next())
         kinds.append(str(message.WhichOneof("event")))
@@ -131,7 +140,7 @@ async def test_a_resume_point_that_is_not_held_gets_a_snapshot(
     monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
     feed.append(10)
     await hub.published(10)
-    subscription = hub.subscribe(epoch, version)
+    subscription = hub.subscribe(epoch, version, PEER)
     assert await kinds_of(subscription, 2) == ["keys", "snapshot_start"]
 
 
@@ -174,7 +183,7 @@ async def test_four_streams_are_sent_a_snapshot_at_a_time_and_the_others_get_sig
 ) -> None:
     feed.append(6_000)
     async with running(feed, clock) as hub:
-        streams = [hub.subscribe("", 0) for _ in range(6)]
+        streams = [hub.subscribe("", 0, peer_of(number)) for number in range(6)]
         for stream in streams:
             assert await kinds_of(stream, 1) == ["keys"]
         await until(lambda: sum(len(queued(stream)) >= 4 for stream in streams) == 4)
@@ -192,7 +201,7 @@ async def test_all_streams_share_the_bytes_of_one_snapshot_until_it_is_too_old(
 ) -> None:
     feed.append(3_000)
     await hub.published(3_000)
-    first, second = hub.subscribe("", 0), hub.subscribe("", 0)
+    first, second = hub.subscribe("", 0, PEER), hub.subscribe("", 0, PEER)
     await until(lambda: len(queued(first)) == len(queued(second)) == 4)
     assert all(one is other for one, other in zip(queued(first), queued(second), strict=True))
     feed.append(10)
@@ -209,7 +218,7 @@ async def test_what_is_revoked_while_a_snapshot_is_built_and_sent_comes_after_it
     feed.append(20_000)
     await hub.published(20_000)
     peer, transit, kinds = TrustState(clock), wire.Transit(clock), list[str]()
-    subscription = hub.subscribe("", 0)
+    subscription = hub.subscribe("", 0, PEER)
     while "heartbeat" not in kinds:
         message = WatchTrustResponse.FromString(await subscription.next())
         kinds.append(str(message.WhichOneof("event")))
@@ -227,7 +236,7 @@ async def test_a_stream_that_takes_nothing_of_its_snapshot_gives_its_turn_to_ano
     monkeypatch.setattr(hub_module, "STALL_SECONDS", 0.05)
     feed.append(10)
     async with running(feed, clock) as hub:
-        stuck = [hub.subscribe("", 0) for _ in range(4)]
+        stuck = [hub.subscribe("", 0, peer_of(number)) for number in range(4)]
         await until(lambda: all(len(queued(stream)) == 3 for stream in stuck))
         _, kinds = await replayed(hub, clock)
         assert kinds == ["keys", "snapshot_start", "snapshot_part", "heartbeat"]
@@ -239,7 +248,7 @@ async def test_a_stream_that_takes_nothing_of_its_snapshot_gives_its_turn_to_ano
 async def test_a_stream_that_ends_while_it_waits_leaves_its_place(feed: Feed, clock: FixedClock) -> None:
     feed.append(10)
     async with running(feed, clock) as hub:
-        streams = [hub.subscribe("", 0) for _ in range(50)]
+        streams = [hub.subscribe("", 0, peer_of(number)) for number in range(50)]
         await until(lambda: sum(len(queued(stream)) == 3 for stream in streams) == 4)
         for stream in streams:
             hub.unsubscribe(stream)
@@ -261,7 +270,7 @@ async def test_a_change_that_is_faster_than_the_snapshot_cuts_the_stream(
     hub: Hub, feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub._recent, "_changes", deque(maxlen=5))
-    subscription = hub.subscribe("", 0)
+    subscription = hub.subscribe("", 0, PEER)
     await until(lambda: len(queued(subscription)) == 2)
     feed.append(6)
     await hub.published(6)
@@ -279,7 +288,7 @@ async def test_a_peer_that_knows_more_than_this_replica_makes_it_read_on(
     feed.append(10)
     await hub.published(10)
     feed.append(5)  # another replica has read these already
-    assert await kinds_of(hub.subscribe("epoch", 12), 3) == ["keys", "changes", "heartbeat"]
+    assert await kinds_of(hub.subscribe("epoch", 12, PEER), 3) == ["keys", "changes", "heartbeat"]
     assert hub.state.version == 15
 
 
@@ -289,7 +298,7 @@ async def test_a_replica_that_cannot_read_sends_no_older_snapshot_to_a_peer_that
     monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.05)
     feed.is_down = True
     clock.advance(2)
-    subscription = hub.subscribe("epoch", 7)
+    subscription = hub.subscribe("epoch", 7, PEER)
     with pytest.raises(DependencyDown):
         await kinds_of(subscription, 2)
 
@@ -299,7 +308,7 @@ async def test_a_gap_in_the_feed_loads_everything_anew_and_cuts_the_streams(
 ) -> None:
     feed.append(10)
     await hub.published(10)
-    subscription = hub.subscribe("epoch", 10)
+    subscription = hub.subscribe("epoch", 10, PEER)
     feed.hidden = 3
     feed.append(6)
     hub.ring()
