@@ -1,7 +1,7 @@
 """Runs the benches: `python -m tests.bench [--quick] [name ...]`.
 
 A bench is a module here with a function `run(quick) -> iterable of Figure`; name it in BENCHES. Run them on a machine
-that does nothing else; the figures are appended to build/bench.json.
+that does nothing else; the figures go into build/bench.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 
 from tests.bench.harness import Figure, write
 
-BENCHES = ("verify", "revocations", "peer", "guards", "introspection", "sessions")
+BENCHES = ("verify", "revocations", "peer", "guards", "issuing", "introspection", "sessions")
 
 
 def main() -> int:

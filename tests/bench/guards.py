@@ -20,12 +20,12 @@ from identity_client.access.setup import make_judge
 from identity_client.aio.guard import Guard
 from identity_client.clock import SystemClock
 from identity_client.sync.guard import Guard as ThreadedGuard
+from tests.bench.echo import METHOD, handler
 from tests.bench.harness import Figure
 from tests.bench.load import Load, Taken, ended, in_turns, serving
 from tests.bench.material import filled
 from tests.clients.issuer import Issuer, RunningClock, bearer
 
-METHOD = "/echo.v1.EchoService/Echo"
 _RULES = {METHOD: Rule(scopes=frozenset({"echo.use"}), any_roles=frozenset({"clerk"}))}
 _REVOCATIONS = 10_000
 _THREADS = 8
@@ -86,7 +86,7 @@ def serve_aio(kind: str, pipe: Any) -> None:
             "guarded": [Guard(judge, audience="echo")],
         }
         server = grpc.aio.server(interceptors=interceptors[kind])
-        server.add_generic_rpc_handlers((_handler(echo),))
+        server.add_generic_rpc_handlers((handler(echo),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         pipe.send((f"127.0.0.1:{port}", token))
@@ -109,7 +109,7 @@ def serve_threaded(kind: str, pipe: Any) -> None:
         "guarded": [ThreadedGuard(judge, audience="echo")],
     }
     server = grpc.server(ThreadPoolExecutor(_THREADS), interceptors=interceptors[kind])
-    server.add_generic_rpc_handlers((_handler(echo),))
+    server.add_generic_rpc_handlers((handler(echo),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     pipe.send((f"127.0.0.1:{port}", token))
@@ -124,8 +124,3 @@ def _judge() -> tuple[Judge, str]:
     trust = filled(_REVOCATIONS, clock, issuer.public_key)
     judge = make_judge("echo", (), trust=trust, clock=SystemClock(), rules=_RULES, max_staleness_seconds=3600)
     return judge, issuer.mint(scopes=("echo.read", "echo.use"))
-
-
-def _handler(echo: Any) -> grpc.GenericRpcHandler:
-    _, service, method = METHOD.split("/")
-    return grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(echo)})

@@ -1,88 +1,75 @@
-"""Introspect at the real service: a session token, which SQL is asked about, against an access token, which is not; and
-a hundred access tokens in one call."""
+"""Introspect of an access token that was seen before, against an echo and oidc-provider; a hundred of them in one call;
+and a session token, which SQL is asked about."""
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from identity.config import Settings
-from identity.server import Server
-from identity.storage.sealing import MasterKey
 from identity.v1 import token_pb2 as pb
+from tests.bench import echo, oidc, service
+from tests.bench.contest import Reach, contest
 from tests.bench.harness import Figure
-from tests.bench.load import Load, ended, in_turns, serving
-from tests.rpc.api import Api, bearer, prepare
+from tests.bench.load import Load, in_turns
+from tests.bench.service import Caller, Service
 
 BATCH = 100
-_SERVICE = "/identity.v1.TokenService"
 
 
 def run(quick: bool) -> Iterable[Figure]:
-    calls, rounds = (200, 2) if quick else (2_000, 7)
-    with tempfile.TemporaryDirectory() as folder, serving(serve, folder) as ((address, own, session, tokens), pid):
-        loads = [
-            Load(
-                address, pid, f"{_SERVICE}/{method}", [request.SerializeToString() for request in requests], bearer(own)
-            )
-            for method, requests in (
-                ("Introspect", [pb.IntrospectRequest(token=token) for token in tokens]),
-                ("Introspect", [pb.IntrospectRequest(token=session)]),
-                ("BatchIntrospect", [pb.BatchIntrospectRequest(tokens=tokens)]),
-            )
-        ]
-        signed, opaque = in_turns(loads[:2], calls, rounds)
-        [batched] = in_turns(loads[2:], calls // 10, rounds)
-    yield Figure("Introspect, warm access token", "per s", [one.rate for one in signed], more_is_better=True)
-    yield Figure("Introspect, warm access token: CPU of the server", "us", [one.cpu_seconds * 1e6 for one in signed])
-    times = [theirs.cpu_seconds / mine.cpu_seconds for mine, theirs in zip(signed, opaque, strict=True)]
-    yield Figure("Introspect, session token over access token: CPU", "x", times)
-    yield Figure("Introspect, session token", "per s", [one.rate for one in opaque], more_is_better=True)
-    rates = [one.rate * BATCH for one in batched]
-    yield Figure(f"BatchIntrospect, {BATCH} warm a call: tokens", "per s", rates, more_is_better=True)
-
-
-def serve(folder: str, pipe: Any) -> None:
-    """A server until told to end; says its address, a peer's access token, a session token, and BATCH access tokens."""
-
-    async def serving() -> None:
-        MasterKey.generate(Path(folder) / "master.key")
-        server = Server(
-            Settings(
-                listen="127.0.0.1:0",
-                database=f"sqlite:///{folder}/identity.db",
-                master_key_file=f"{folder}/master.key",
-                hash_memory_kib=64,
-                hash_iterations=1,
-            )
+    calls, rounds = (400, 3) if quick else (3_000, 9)
+    with (
+        service.placed(**service.CHEAP_HASH) as place,
+        service.running(place) as ours,
+        echo.running() as echoing,
+        oidc.running() as provider,
+    ):
+        signed, opaque, batched = _loads(ours)
+        yield from contest(
+            "Introspect, warm access token",
+            ours,
+            signed,
+            echoing,
+            provider,
+            provider.introspection() if provider else None,
+            calls=calls,
+            rounds=rounds,
+            reach=Reach(share_of_echo=85, moonshot_over_oidc=1.0),
         )
-        api = Api(server, await server.start())
-        pipe.send((api.address, *await _texts(api)))
-        await asyncio.to_thread(ended, pipe)
-        await api.channel.close()
-        await server.stop()
-
-    asyncio.run(serving())
+        yield from _opaque(ours, signed, opaque, calls, rounds)
+        yield from _batched(ours, batched, calls // 10, rounds)
 
 
-async def _texts(api: Api) -> tuple[str, str, list[str]]:
-    assert api.server.house is not None
-    await prepare(api.server.house)
-    peer = await api.create_service("orders", "peer")
-    await api.create_user("alice")
-    own = (await api.login_service("orders", peer.client_secret)).access_token
-    session = (await api.open_session("alice")).session_token
-    tokens = [(await api.login_service("orders", peer.client_secret, "internal")).access_token for _ in range(BATCH)]
-    await _check_active(api, own, [session, *tokens])
-    return own, session, tokens
+def _loads(ours: Service) -> tuple[Load, Load, Load]:
+    with Caller(ours) as caller:
+        tokens, session, own = [caller.access_token() for _ in range(BATCH)], caller.open_session(), caller.bearer()
+        caller.check_active(*tokens, session)
+    one, many = pb.IntrospectRequest(token=tokens[0]), pb.BatchIntrospectRequest(tokens=tokens)
+    return (
+        ours.load("TokenService/Introspect", one, metadata=own),
+        ours.load("TokenService/Introspect", pb.IntrospectRequest(token=session), metadata=own),
+        ours.load("TokenService/BatchIntrospect", many, metadata=own),
+    )
 
 
-async def _check_active(api: Api, own: str, texts: list[str]) -> None:
-    """Raises RuntimeError: a bench of refusals would measure nothing."""
-    for text in texts:
-        answer = await api.tokens.Introspect(pb.IntrospectRequest(token=text), metadata=bearer(own))
-        if not answer.active:
-            raise RuntimeError("a text that should be active is not")
+def _opaque(ours: Service, signed: Load, opaque: Load, calls: int, rounds: int) -> Iterator[Figure]:
+    by_key, by_sql = in_turns([signed, opaque], calls, rounds)
+    times = [theirs.cpu_seconds / mine.cpu_seconds for mine, theirs in zip(by_key, by_sql, strict=True)]
+    settings = ours.place.durability
+    yield Figure("Introspect, session token over access token: CPU", "x", times, settings=settings)
+    rates = [one.rate for one in by_sql]
+    yield Figure("Introspect, session token", "per s", rates, more_is_better=True, settings=settings)
+
+
+def _batched(ours: Service, batched: Load, calls: int, rounds: int) -> Iterator[Figure]:
+    [taken] = in_turns([batched], calls, rounds)
+    yield Figure(
+        f"BatchIntrospect, {BATCH} warm a call: tokens",
+        "per s",
+        [one.rate * BATCH for one in taken],
+        reach=50_000,
+        moonshot=100_000,
+        more_is_better=True,
+        settings=ours.place.durability,
+    )
+    microseconds = [one.cpu_seconds * 1e6 / BATCH for one in taken]
+    yield Figure("BatchIntrospect: CPU of the server for a token", "us", microseconds, settings=ours.place.durability)
