@@ -13,7 +13,19 @@ from importlib import import_module
 
 from tests.bench.harness import Figure, write
 
-BENCHES = ("verify", "revocations", "peer", "guards", "issuing", "introspection", "sessions")
+BENCHES = (
+    "verify",
+    "revocations",
+    "peer",
+    "guards",
+    "issuing",
+    "introspection",
+    "refreshing",
+    "passwords",
+    "delivery",
+    "fleet",
+    "sessions",
+)
 
 
 def main() -> int:

@@ -14,6 +14,11 @@ def empty(folder: Path) -> Iterator[str]:
     yield f"sqlite:///{folder}/identity.db"
 
 
+def is_sqlite(settings: str) -> bool:
+    """Whether that is what `durability` says."""
+    return settings.startswith("SQLite")
+
+
 def durability(url: str) -> str:
     """Which database, and what its commits withstand: stands beside every rate."""
     return "SQLite, WAL, synchronous=FULL"

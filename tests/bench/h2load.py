@@ -1,7 +1,7 @@
 """h2load, the load generator of nghttp2 (Debian: nghttp2-client): a call takes a tenth of a Python client's CPU.
 
-It sends one request again and again, and looks at the HTTP status alone. A refused gRPC call has 200, too, but no body: so
-the bytes of the replies are counted: every one must be as long as the reply that was looked at before.
+It sends one request again and again, and looks at the HTTP status alone. A refused gRPC call has 200, too, but no body:
+so the bytes of the replies are counted, and every reply must be as long as the one that was looked at before.
 """
 
 from __future__ import annotations

@@ -16,7 +16,14 @@ from identity.config import Settings
 from identity.house import LOCAL_ACT, House, open_house
 from identity.server import Server
 from identity.storage.sealing import MasterKey
-from identity.v1 import authentication_pb2, authentication_pb2_grpc, token_pb2, token_pb2_grpc
+from identity.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    authentication_pb2,
+    authentication_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
+)
 from identity_client.clock import SystemClock
 from tests.bench import database
 from tests.bench.harness import in_child
@@ -114,6 +121,7 @@ class Caller:
         self._place = service.place
         self._channel = grpc.insecure_channel(service.address)
         self._authentication = authentication_pb2_grpc.AuthenticationServiceStub(self._channel)
+        self._accounts = account_pb2_grpc.AccountServiceStub(self._channel)
         self._tokens = token_pb2_grpc.TokenServiceStub(self._channel)
 
     def __enter__(self) -> Caller:
@@ -133,8 +141,15 @@ class Caller:
         return self._authentication.Authenticate(by_password()).tokens
 
     def open_session(self) -> str:
-        request = by_password(authentication_pb2.GRANT_TYPE_SESSION)
+        request = by_password(grant_type=authentication_pb2.GRANT_TYPE_SESSION)
         return self._authentication.Authenticate(request).session.session_token
+
+    def create_users(self, count: int) -> list[str]:
+        """-> the names of so many users with the PASSWORD."""
+        names, own = [f"{USER}-{number}" for number in range(count)], self.bearer(OPERATOR)
+        for name in names:
+            self._accounts.CreateUser(account_pb2.CreateUserRequest(username=name, password=PASSWORD), metadata=own)
+        return names
 
     def check_active(self, *texts: str) -> None:
         """Raises RuntimeError: a bench of refusals would measure nothing."""
@@ -149,7 +164,8 @@ def by_secret(name: str, secret: str, audience: str = "internal") -> authenticat
 
 
 def by_password(
+    name: str = USER,
     grant_type: authentication_pb2.GrantType.ValueType = authentication_pb2.GRANT_TYPE_UNSPECIFIED,
 ) -> authentication_pb2.AuthenticateRequest:
-    credential = authentication_pb2.PasswordCredential(username=USER, password=PASSWORD)
+    credential = authentication_pb2.PasswordCredential(username=name, password=PASSWORD)
     return authentication_pb2.AuthenticateRequest(password=credential, grant_type=grant_type)
