@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 OUTPUT = Path("build/bench.json")
+QUICK_OUTPUT = Path("build/bench-quick.json")
 QUOTABLE_SPREAD = 0.3
 """A figure whose rounds lie further apart, as a share of its value, says something about the machine alone."""
 

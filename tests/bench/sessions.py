@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sqlite3
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from identity.house import LOCAL_ACT, House, open_house
 from identity.storage.sealing import MasterKey
 from identity_client.tokens import opaque
 from identity_client.trust.entries import id_text
+from tests.bench import database
 from tests.bench.harness import Figure
 from tests.clients.issuer import FixedClock
 
@@ -41,15 +41,24 @@ ASKER = Asker("orders")
 
 def run(quick: bool) -> Iterable[Figure]:
     large, rounds, calls = (20_000, 3, 64) if quick else (1_000_000, 15, 640)
-    with tempfile.TemporaryDirectory() as folder:
-        taken = asyncio.run(measure(Path(folder), large, rounds, calls))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        urls = []
+        for count in (SMALL, large):
+            (folder / str(count)).mkdir()
+            urls.append(stack.enter_context(database.empty(folder / str(count))))
+        taken = asyncio.run(measure(folder, urls, large, rounds, calls))
+        settings = database.durability(urls[0])
+        size = (database.megabytes(urls[1]) - database.megabytes(urls[0])) * 1e6 / (large - SMALL)
+        yield Figure("a session and its share of an account, on the disk", "bytes", [size], settings=settings)
     limit = None if quick else 1.2
     for name in ("introspect", "refresh"):
         few, many = taken[name]
-        yield Figure(f"{name} among {SMALL:,} sessions", "us", [seconds / calls * 1e6 for seconds in few])
-        yield Figure(f"{name} among {large:,} sessions", "us", [seconds / calls * 1e6 for seconds in many])
+        for count, times in ((SMALL, few), (large, many)):
+            microseconds = [seconds / calls * 1e6 for seconds in times]
+            yield Figure(f"{name} among {count:,} sessions", "us", microseconds, settings=settings)
         ratios = [large_one / small_one for small_one, large_one in zip(few, many, strict=True)]
-        yield Figure(f"{name}: {large:,} over {SMALL:,}", "x", ratios, reach=limit)
+        yield Figure(f"{name}: {large:,} over {SMALL:,}", "x", ratios, reach=limit, settings=settings)
 
 
 @dataclass
@@ -77,9 +86,13 @@ class Place:
         self.chance.shuffle(self.refresh_ids)
 
 
-async def measure(folder: Path, large: int, rounds: int, calls: int) -> dict[str, tuple[list[float], list[float]]]:
+async def measure(
+    folder: Path, urls: list[str], large: int, rounds: int, calls: int
+) -> dict[str, tuple[list[float], list[float]]]:
     """Seconds of each round of *calls*, at the small place and at the large one."""
-    places = [await open_place(folder / str(count), count) for count in (SMALL, large)]
+    places = [
+        await open_place(folder / str(count), url, count) for url, count in zip(urls, (SMALL, large), strict=True)
+    ]
     taken: dict[str, tuple[list[float], list[float]]] = {"introspect": ([], []), "refresh": ([], [])}
     for _ in range(rounds):
         for name, times in taken.items():
@@ -99,40 +112,62 @@ async def in_flight(call: Callable[[int], Awaitable[None]], distinct: int, calls
     return time.process_time() - start
 
 
-async def open_place(folder: Path, count: int) -> Place:
+async def open_place(folder: Path, url: str, count: int) -> Place:
     """A service with *count* sessions, half of them opaque."""
-    folder.mkdir()
-    key_file, database = folder / "master.key", folder / "identity.db"
+    key_file = folder / "master.key"
     master = MasterKey.generate(key_file)
-    settings = Settings(database=f"sqlite:///{database}", master_key_file=str(key_file), hash_memory_kib=19_456)
+    settings = Settings(database=url, master_key_file=str(key_file), hash_memory_kib=19_456)
     clock = FixedClock(wall=1_900_000_020.0)
     house = await open_house(settings, clock)
     await house.accounts.create_service("orders", ("peer",), LOCAL_ACT)
     await house.roles.create("clerk", ("orders.read",), "", LOCAL_ACT)
     ids = [id_text(os.urandom(16)) for _ in range(count)]
-    fill(database, ids, int(clock.now()))
+    await asyncio.to_thread(fill, url, ids, int(clock.now()))
     return Place(house, RefreshTokens(master.derive("refresh")), ids[::2], ids[1::2])
 
 
-def fill(database: Path, ids: list[str], now: int) -> None:
+ACCOUNT_COLUMNS = [
+    "account_id",
+    "kind",
+    "username",
+    "normalised_username",
+    "roles",
+    "generation",
+    "credential_version",
+    "create_time",
+    "update_time",
+]
+SESSION_COLUMNS = [
+    "grant_id",
+    "account_id",
+    "kind",
+    "create_time",
+    "latest_expire_time",
+    "expire_time",
+    "audiences",
+    "requested_scopes",
+    "last_used_time",
+    "secret_hash",
+    "authentication_time",
+    "count",
+    "salt",
+    "grace_until",
+    "idle_lifetime",
+    "absolute_expire_time",
+    "ip_address",
+    "user_agent",
+]
+
+
+def fill(url: str, ids: list[str], now: int) -> None:
     """Insert accounts and their sessions: even places are opaque, odd ones have a refresh token."""
     accounts = [id_text(os.urandom(16)) for _ in range(0, len(ids), SESSIONS_PER_ACCOUNT)]
-    account_columns = "account_id, kind, username, normalised_username, roles, generation, credential_version"
-    session_columns = (
-        "grant_id, account_id, kind, create_time, latest_expire_time, expire_time, audiences, requested_scopes,"
-        " last_used_time, secret_hash, authentication_time, count, salt, grace_until, idle_lifetime,"
-        " absolute_expire_time, ip_address, user_agent"
+    account_rows = (
+        (account_id, "user", account_id, account_id.lower() + account_id, "clerk", 1, 1, 0, 0)
+        for account_id in accounts
     )
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.executemany(
-            f"INSERT INTO accounts ({account_columns}, create_time, update_time)"
-            " VALUES (?, 'user', ?, ?, 'clerk', 1, 1, 0, 0)",
-            ((account_id, account_id, account_id.lower() + account_id) for account_id in accounts),
-        )
-        connection.executemany(
-            f"INSERT INTO grants ({session_columns}) VALUES ({', '.join('?' * 18)})",
-            session_rows(ids, accounts, now),
-        )
+    database.insert(url, "accounts", ACCOUNT_COLUMNS, account_rows)
+    database.insert(url, "grants", SESSION_COLUMNS, session_rows(ids, accounts, now))
 
 
 def session_rows(ids: list[str], accounts: list[str], now: int) -> Iterator[tuple[object, ...]]:

@@ -24,7 +24,7 @@ from tests.bench.load import stay_on
 from tests.bench.service import Metadata
 
 _CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""How a stream ends that was cut. grpc cancels some, a bare server's too, where thousands connect at the same moment."""
+"""How a stream ends that was cut. grpc cancels some, a bare server's too, where thousands connect at once."""
 _METHOD = "/identity.v1.TrustService/WatchTrust"
 _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 _LONGEST_DELAY_SECONDS = 1.0  # as in identity_client.aio.stream, whose first attempt comes at once, too
