@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,18 @@ _NUMBERS = count(1)
 @contextmanager
 def chosen(address: str) -> Iterator[None]:
     """Have the benches use the server at *address*, OWN for a fresh one, or SQLite if it is empty."""
-    server = import_module("tests.postgres_server").PostgresServer(durable=True) if address == OWN else None
-    os.environ[VARIABLE] = server.address if server else address
+    if address != OWN:
+        os.environ[VARIABLE] = address
+        yield
+        return
+    from tests.postgres_server import PostgresServer
+
+    server = PostgresServer()
+    os.environ[VARIABLE] = server.address
     try:
         yield
     finally:
-        if server:
-            server.stop()
+        server.stop()
 
 
 @contextmanager
@@ -43,10 +47,12 @@ def empty(folder: Path) -> Iterator[str]:
     if not address:
         yield f"sqlite:///{folder}/identity.db"
         return
+    from identity.storage.postgres import migrate_postgres
+
     name = f"identity_bench_{os.getpid()}_{next(_NUMBERS)}"
     execute(f"{address}/postgres", f"CREATE DATABASE {name} TEMPLATE template0")
     try:
-        asyncio.run(import_module("identity.storage.postgres").migrate_postgres(f"{address}/{name}"))
+        asyncio.run(migrate_postgres(f"{address}/{name}"))
         yield f"{address}/{name}"
     finally:
         execute(f"{address}/postgres", f"DROP DATABASE {name} WITH (FORCE)")
@@ -98,8 +104,10 @@ def megabytes(url: str) -> float:
 
 
 def _on_postgres(url: str, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    import asyncpg
+
     async def run() -> Any:
-        connection = await import_module("asyncpg").connect(url)
+        connection = await asyncpg.connect(url)
         try:
             return await work(connection)
         finally:
