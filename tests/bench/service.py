@@ -44,10 +44,7 @@ class Place:
     settings: Settings
     peer_secret: str = field(repr=False)
     operator_secret: str = field(repr=False)
-
-    @property
-    def durability(self) -> str:
-        return database.durability(self.settings.database)
+    durability: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def placed(**settings: Any) -> Iterator[Place]:
         key_file = Path(folder) / "master.key"
         MasterKey.generate(key_file)
         complete = Settings(listen="127.0.0.1:0", database=url, master_key_file=str(key_file), **settings)
-        yield Place(complete, *in_child(prepare, complete))
+        yield Place(complete, *in_child(prepare, complete), database.durability(url))
 
 
 @contextmanager

@@ -126,37 +126,15 @@ async def open_place(folder: Path, url: str, count: int) -> Place:
     return Place(house, RefreshTokens(master.derive("refresh")), ids[::2], ids[1::2])
 
 
-ACCOUNT_COLUMNS = [
-    "account_id",
-    "kind",
-    "username",
-    "normalised_username",
-    "roles",
-    "generation",
-    "credential_version",
-    "create_time",
-    "update_time",
-]
-SESSION_COLUMNS = [
-    "grant_id",
-    "account_id",
-    "kind",
-    "create_time",
-    "latest_expire_time",
-    "expire_time",
-    "audiences",
-    "requested_scopes",
-    "last_used_time",
-    "secret_hash",
-    "authentication_time",
-    "count",
-    "salt",
-    "grace_until",
-    "idle_lifetime",
-    "absolute_expire_time",
-    "ip_address",
-    "user_agent",
-]
+ACCOUNT_COLUMNS = (
+    *("account_id", "kind", "username", "normalised_username", "roles", "generation", "credential_version"),
+    *("create_time", "update_time"),
+)
+SESSION_COLUMNS = (
+    *("grant_id", "account_id", "kind", "create_time", "latest_expire_time", "expire_time", "audiences"),
+    *("requested_scopes", "last_used_time", "secret_hash", "authentication_time", "count", "salt", "grace_until"),
+    *("idle_lifetime", "absolute_expire_time", "ip_address", "user_agent"),
+)
 
 
 def fill(url: str, ids: list[str], now: int) -> None:
