@@ -2,7 +2,8 @@
 
 All failures after the look-up are one: BadCredentials, with one hash and one audit write each, whether the name is
 unknown, the password wrong or the account disabled (R50). What would tell them apart is checked only afterwards.
-Before the look-up the attempt is counted (R51): Throttled depends on the name and the origin alone.
+Before the look-up a place for the hash is taken and the attempt is counted (R51): Overloaded depends on the load and
+the origin alone, Throttled on the name and the origin.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from identity import failpoints
-from identity_client.errors import BadCredentials, InvalidRequest, Overloaded, RetryLater, Throttled, TokenTooLarge
+from identity_client.errors import BadCredentials, InvalidRequest, RetryLater, Throttled, TokenTooLarge
 from identity_client.tokens import opaque
 
 from .accounts import normalise_username
@@ -130,9 +131,10 @@ class Authenticator:
         return self._issue(opening, snapshot)
 
     async def _checked(self, username: str, password: bytes, action: str, act: Act) -> PasswordRecord:
-        reservation = await self._reserved(username, action, act)
-        record = await self._accounts.find_password(username)
-        matches = await self._compared(password, record, reservation, act)
+        with self._hasher.hold(unit_of(act.origin)) as place:  # first: a flood must cost us nothing but its refusal
+            reservation = await self._reserved(username, action, act)
+            record = await self._accounts.find_password(username)
+            matches = await self._hasher.matches(password, record.password_hash if record else None, place)
         if record is None:
             raise await self._refusals.noted(Rejected(Cause.NAME_UNKNOWN), action, username, act)
         if not matches or not record.is_enabled:
@@ -146,15 +148,6 @@ class Authenticator:
             return await self._throttle.reserve(username, act.origin)
         except Throttled as error:
             raise await self._refusals.noted(error, action, username, act) from None
-
-    async def _compared(
-        self, password: bytes, record: PasswordRecord | None, reservation: Reservation, act: Act
-    ) -> bool:
-        try:
-            return await self._hasher.matches(password, record.password_hash if record else None, unit_of(act.origin))
-        except Overloaded:
-            await self._throttle.give_back(reservation)
-            raise
 
     async def _opening(self, record: PasswordRecord, credential_version: int, wanted: Wanted) -> _Opening:
         audiences = await self._audiences.resolve(wanted.audiences)

@@ -52,10 +52,6 @@ class Throttle:
         )
         return await self._store.reserve(attempt)
 
-    async def give_back(self, reservation: Reservation) -> None:
-        """Uncount an attempt of which nothing was compared."""
-        await self._store.give_back(reservation)
-
     async def succeeded(self, reservation: Reservation) -> None:
         """Uncount an attempt whose password was right; from now on its place has a bucket of its own."""
         await self._store.succeeded(reservation)

@@ -13,11 +13,11 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -92,6 +92,29 @@ class HashParameters:
         return f"$argon2id$v=19$m={self.memory_kib},t={self.iterations},p={self.lanes}$"
 
 
+class Place:
+    """Room in a pool for one piece of work. Whoever leaves it without having run any gives it back."""
+
+    def __init__(self, pool: HashPool, origin: str | None) -> None:
+        self._pool = pool
+        self._origin = origin
+        self._is_used = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_used:
+            self._pool.give_back(self._origin)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run *work*, once."""
+        future = self._pool.submit(work)
+        self._is_used = True
+        future.add_done_callback(lambda _: self._pool.give_back(self._origin))
+        return await asyncio.wrap_future(future)
+
+
 class HashPool:
     """A few low-priority threads with a bounded queue. A place is held until the work ends, whoever stopped waiting.
 
@@ -113,16 +136,28 @@ class HashPool:
         """How many pieces of work run or wait."""
         return self._held
 
-    async def run(self, work: Callable[[], T], origin: str | None = None) -> T:
-        """Run *work*, for *origin* or for the house itself. Raises Overloaded at once when no place is free."""
+    def hold(self, origin: str | None = None) -> Place:
+        """A place for *origin* or for the house itself. Raises Overloaded at once when none is free."""
         self._take_place(origin)
-        try:
-            future = self._executor.submit(work)
-        except BaseException:
-            self._give_place(origin)
-            raise
-        future.add_done_callback(lambda _: self._give_place(origin))
-        return await asyncio.wrap_future(future)
+        return Place(self, origin)
+
+    async def run(self, work: Callable[[], T], origin: str | None = None) -> T:
+        """Run *work* in a place of its own. Raises Overloaded at once when none is free."""
+        with self.hold(origin) as place:
+            return await place.run(work)
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Queue *work*. For a Place."""
+        return self._executor.submit(work)
+
+    def give_back(self, origin: str | None) -> None:
+        """Free a place. For a Place, from any thread."""
+        with self._lock:
+            self._held -= 1
+            if origin is not None:
+                self._held_by[origin] -= 1
+                if not self._held_by[origin]:
+                    del self._held_by[origin]
 
     def close(self) -> None:
         """Drop what waits and end the threads."""
@@ -138,14 +173,6 @@ class HashPool:
             if origin is not None:
                 self._held_by[origin] += 1
 
-    def _give_place(self, origin: str | None) -> None:
-        with self._lock:
-            self._held -= 1
-            if origin is not None:
-                self._held_by[origin] -= 1
-                if not self._held_by[origin]:
-                    del self._held_by[origin]
-
 
 class PasswordHasher:
     """Hashes and compares passwords in the pool."""
@@ -160,12 +187,16 @@ class PasswordHasher:
         """A PHC string with a fresh salt."""
         return await self._pool.run(lambda: self._hash(password), origin)
 
-    async def matches(self, password: bytes, password_hash: str | None, origin: str | None = None) -> bool:
+    def hold(self, origin: str) -> Place:
+        """Room for one comparison. Raises Overloaded at once when there is none."""
+        return self._pool.hold(origin)
+
+    async def matches(self, password: bytes, password_hash: str | None, place: Place) -> bool:
         """Whether *password* has this hash. None (an unknown name) costs the same and never matches."""
         if password_hash is None:
-            await self._pool.run(lambda: _matches(password, self._dummy_hash()), origin)
+            await place.run(lambda: _matches(password, self._dummy_hash()))
             return False
-        return await self._pool.run(lambda: _matches(password, password_hash), origin)
+        return await place.run(lambda: _matches(password, password_hash))
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made at another cost than new ones are."""

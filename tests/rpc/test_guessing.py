@@ -13,6 +13,8 @@ import grpc
 import pytest
 
 from identity.domain import passwords
+from identity.domain.guessing import Throttle
+from identity.domain.throttle import Reservation
 from identity.server import Server
 from identity.v1 import account_pb2, authentication_pb2, role_pb2, token_pb2
 from identity_client import status
@@ -209,16 +211,34 @@ async def test_a_shared_origin_has_a_larger_allowance(make_settings: MakeSetting
         await server.stop()
 
 
-async def test_a_log_in_that_found_no_place_in_the_hash_pool_is_not_counted(
+async def test_a_log_in_that_found_no_place_in_the_hash_pool_is_refused_before_anything_is_written_or_counted(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(*_: object) -> bool:
+    def full(*_: object) -> passwords.Place:
         raise Overloaded
 
+    def counted(*_: object) -> None:
+        raise AssertionError("a refusal for want of room reaches no store")
+
     with monkeypatch.context() as patch:
-        patch.setattr(passwords.PasswordHasher, "matches", full)
+        patch.setattr(passwords.HashPool, "hold", full)
+        patch.setattr(Throttle, "reserve", counted)
         assert [type(await refusal(api.login("carol"))) for _ in range(20)] == [Overloaded] * 20
     assert (await api.login("carol")).session_id
+
+
+@pytest.mark.requirement("R52")
+async def test_a_log_in_that_is_throttled_gives_its_place_in_the_hash_pool_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> Reservation:
+        raise Throttled
+
+    assert api.server.house is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Throttle, "reserve", refuse)
+        assert isinstance(await refusal(api.login("carol")), Throttled)
+    assert api.server.house.pool.held == 0
 
 
 async def test_a_caller_who_hangs_up_has_used_their_attempt(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

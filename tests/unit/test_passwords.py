@@ -110,13 +110,18 @@ def test_the_block_list_holds_what_could_be_chosen_and_names_its_source() -> Non
     assert first.startswith("#")
 
 
+async def matches(hasher: PasswordHasher, password: bytes, password_hash: str | None) -> bool:
+    with hasher.hold("192.0.2.7") as place:
+        return await hasher.matches(password, password_hash, place)
+
+
 @pytest.mark.requirement("R50")
 async def test_a_hash_is_argon2id_with_its_own_salt_and_matches_its_password_alone(hasher: PasswordHasher) -> None:
     first, second = await hasher.hash(b"one"), await hasher.hash(b"one")
     assert first.startswith("$argon2id$v=19$m=64,t=1,p=1$")
     assert first != second
-    assert await hasher.matches(b"one", first)
-    assert not await hasher.matches(b"two", first)
+    assert await matches(hasher, b"one", first)
+    assert not await matches(hasher, b"two", first)
 
 
 @pytest.mark.requirement("R50")
@@ -125,12 +130,12 @@ async def test_a_hash_of_another_cost_is_outdated(pool: HashPool, hasher: Passwo
     made = await hasher.hash(b"one")
     assert not hasher.is_outdated(made)
     assert dearer.is_outdated(made)
-    assert await dearer.matches(b"one", made)
+    assert await matches(dearer, b"one", made)
 
 
 @pytest.mark.requirement("R50")
 async def test_an_unknown_name_costs_a_real_hash_with_the_current_parameters(hasher: PasswordHasher) -> None:
-    assert not await hasher.matches(b"one", None)
+    assert not await matches(hasher, b"one", None)
     assert hasher._dummy_hash().startswith("$argon2id$v=19$m=64,t=1,p=1$")
 
 
@@ -183,3 +188,14 @@ async def test_a_caller_who_leaves_does_not_free_the_place_that_their_hash_still
     release.set()
     assert await pool.run(lambda: True)
     assert pool.held == 0
+
+
+@pytest.mark.requirement("R52")
+async def test_a_place_that_is_left_unused_is_free_again(pool: HashPool) -> None:
+    with pool.hold("192.0.2.7"):
+        assert pool.held == 1
+    assert pool.held == 0
+    with pool.hold("192.0.2.7") as place:
+        assert await place.run(lambda: True)
+    assert pool.held == 0
+    assert not pool._held_by
