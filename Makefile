@@ -1,8 +1,8 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults bench bench-quick requirements format lint types layers protos protos-fresh breaking \
-        examples versions check clean
+.PHONY: help setup run demo test unit attacks faults bench bench-quick bench-report requirements format lint types \
+        layers protos protos-fresh breaking examples versions check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -44,11 +44,14 @@ attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000
 faults: $(READY)  ## kill and cut, ten times as often as `make test` does
 	@IDENTITY_TEST_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults --timeout=3600
 
-bench: $(READY)  ## measure; the figures go to build/bench.json: make bench B=verify for a part
-	@$(BIN)/python -m tests.bench $(B)
+bench: $(READY)  ## measure, into build/bench.json: make bench B=verify for a part, D=postgresql for another database
+	@$(BIN)/python -m tests.bench --database "$(D)" $(B)
 
-bench-quick: $(READY)  ## the same, smaller: seconds
-	@$(BIN)/python -m tests.bench --quick $(B)
+bench-quick: $(READY)  ## the same, smaller: within three minutes
+	@$(BIN)/python -m tests.bench --quick --database "$(D)" $(B)
+
+bench-report: $(READY)  ## put the figures of build/bench.json into tests/bench/README.md, and draw them
+	@$(BIN)/python -m tests.bench.report
 
 requirements: $(READY)  ## show which tests prove which requirement; fails where one that is due has none
 	@$(BIN)/python -m pytest -q -m requirement --requirements tests
