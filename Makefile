@@ -45,10 +45,10 @@ faults: $(READY)  ## kill and cut, ten times as often as `make test` does
 	@IDENTITY_TEST_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults --timeout=3600
 
 bench: $(READY)  ## measure, into build/bench.json: make bench B=verify for a part, D=postgresql for another database
-	@$(BIN)/python -m tests.bench --database "$(D)" $(B)
+	@$(BIN)/python -m tests.bench $(if $(D),--database "$(D)") $(B)
 
 bench-quick: $(READY)  ## the same, smaller: within three minutes
-	@$(BIN)/python -m tests.bench --quick --database "$(D)" $(B)
+	@$(BIN)/python -m tests.bench --quick $(if $(D),--database "$(D)") $(B)
 
 bench-report: $(READY)  ## put the figures of build/bench.json into tests/bench/README.md, and draw them
 	@$(BIN)/python -m tests.bench.report

@@ -44,6 +44,7 @@ class Firewall(grpc.aio.ServerInterceptor):
         self._refused_calls = refused_calls
         self._streams = streams
         self._arrivals = Arrivals()
+        self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
 
     async def intercept_service(
         self,
@@ -55,7 +56,14 @@ class Firewall(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
         except Exception:
             return _refusing(_unplanned(handler_call_details.method))
-        return None if handler is None else self._wrap(handler, handler_call_details.method)
+        return None if handler is None else self._kept(handler, handler_call_details.method)
+
+    def _kept(self, handler: _Handler, method: str) -> _Handler:
+        """The last one again, where the guard admits as it mostly does; methods that do not exist have no handler."""
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(handler, method))
+        return known[1]
 
     def _wrap(self, handler: _Handler, method: str) -> _Handler:
         run = self._streaming(handler, method) if handler.response_streaming else self._unary(handler, method)
