@@ -50,7 +50,7 @@ from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
 
 if TYPE_CHECKING:
-    from .storage.redis import Mirror
+    from .storage.redis.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def _open_mirror(settings: Settings, stores: Stores, state: TrustState) -> Mirro
     """Redis is loaded only where one is configured."""
     if not settings.redis_url:
         return None
-    from .storage.redis import Mirror
+    from .storage.redis.mirror import Mirror
 
     return Mirror(settings.redis_url, settings.redis_prefix, stores.revocations, state.entry_count)
 

@@ -10,47 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from itertools import chain, islice
-from typing import Any
+from collections.abc import Callable
 
-from redis import asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
 from identity.config import ConfigurationError
 from identity.domain.ports import RevocationStore
+from identity.storage.redis import writing
+from identity.storage.redis.client import UnsafePolicy, check_policy, open_client, time_ms
+from identity.storage.redis.rebuild import Builder
+from identity.storage.redis.writing import MirrorWriting
 from identity_client.errors import DependencyDown
 from identity_client.redis.breaker import delay_seconds
-from identity_client.redis.schema import FRESH_SECONDS, Schema, Sentinel
+from identity_client.redis.schema import Schema, Sentinel
 from identity_client.trust.entries import PACKED_KINDS, Entry
 from identity_client.trust.named import NamedEntries
 
 BEAT_SECONDS = 1.0
-SAFE_POLICY = "noeviction"
 
-_CONNECT_SECONDS = 0.1
 _REPLY_SECONDS = 1.0  # nobody waits for it, and a rebuild that gave up at the first slow reply would never end
 _POLICY_SECONDS = 10.0
-_BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
 _STEPPED_BACK_MS = 1_000
 _LOG_SECONDS = 60.0
-_PART = 500
 
 _log = logging.getLogger(__name__)
-
-
-class UnsafePolicy(Exception):
-    """Redis would drop revocations to make room, and so revive what was revoked."""
-
-    def __init__(self, policy: str) -> None:
-        super().__init__(
-            f"redis_url: maxmemory-policy is {policy}, which drops revocations when memory is short: "
-            f"set it to {SAFE_POLICY}"
-        )
 
 
 class Mirror:
@@ -59,10 +43,9 @@ class Mirror:
     def __init__(self, url: str, prefix: str, store: RevocationStore, count_entries: Callable[[], int]) -> None:
         self._schema = Schema(prefix)
         self._store = store
-        self._count_entries = count_entries
-        self._redis = _client(url)
-        self._name = secrets.token_hex(8)  # among the mirrors of several processes
-        self._build = 0
+        self._redis = open_client(url, _REPLY_SECONDS)
+        self._writing = MirrorWriting(self._schema, count_entries)
+        self._builder = Builder(self._redis, store, self._writing)
         self._doorbell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -127,28 +110,28 @@ class Mirror:
         async with self._redis.pipeline() as pipe:
             await pipe.watch(self._schema.trust)
             held = Sentinel.parse(await pipe.get(self._schema.trust))
-            time_ms = _milliseconds(await pipe.time())  # before the feed is read: that is how old the news is
+            read_ms = await time_ms(pipe)  # before the feed is read: that is how old the news is
             epoch, head = await self._store.head()
-            sentinel = _usable(held, epoch, head, time_ms)
+            sentinel = _usable(held, epoch, head, read_ms)
             if sentinel is None:
-                if not await self._claim(pipe):
+                if not await self._builder.claim(pipe):
                     return True  # another builds it: the next beat looks again
-                await self._rebuild()
+                await self._builder.build()
                 return False
-            changes = await self._store.entries_since(sentinel.version, _PART)
-            entries = await self._merged([entry for _, entry in changes], time_ms)
+            changes = await self._store.entries_since(sentinel.version, writing.PART)
+            entries = await self._merged([entry for _, entry in changes], read_ms)
             version = changes[-1][0] if changes else sentinel.version
-            is_all = len(changes) < _PART
+            is_all = len(changes) < writing.PART
             pipe.multi()
-            self._put(pipe, entries)
+            self._writing.put(pipe, entries)
             # News that are not all there is must not look fresh.
-            self._vouch(pipe, epoch, version, time_ms if is_all else sentinel.time_ms, is_fresh=is_all)
+            self._writing.vouch(pipe, epoch, version, read_ms if is_all else sentinel.time_ms, is_fresh=is_all)
             with contextlib.suppress(WatchError):  # another was faster: the next step starts from there
                 await pipe.execute()
                 return is_all
         return False
 
-    async def _merged(self, entries: list[Entry], time_ms: int) -> list[Entry]:
+    async def _merged(self, entries: list[Entry], read_ms: int) -> list[Entry]:
         """*entries*, those with a minimum joined with what is held: the later expiry and the higher minimum hold."""
         named = [entry for entry in entries if entry.kind not in PACKED_KINDS]
         if not named:
@@ -163,98 +146,14 @@ class Mirror:
             joined.add(entry)
             if minimum is not None and left_ms > 0:
                 held = await self._checked_minimum(minimum)
-                joined.add(Entry(entry.kind, entry.name, (time_ms + left_ms) // 1_000, held))
+                joined.add(Entry(entry.kind, entry.name, (read_ms + left_ms) // 1_000, held))
         return [entry for entry in entries if entry.kind in PACKED_KINDS] + list(joined.entries())
-
-    def _put(self, pipe: Any, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            pipe.set(self._schema.key(entry.kind, entry.name), self._schema.value(entry), exat=entry.expire_time)
-
-    def _vouch(self, pipe: Any, epoch: str, version: int, time_ms: int, *, is_fresh: bool) -> None:
-        pipe.set(self._schema.trust, Sentinel(epoch, version, self._count_entries(), time_ms).text())
-        if is_fresh:
-            pipe.set(self._schema.fresh, 1, ex=FRESH_SECONDS)
-
-    # -- everything anew ---------------------------------------------------------------------------------------
-
-    async def _claim(self, pipe: Any) -> bool:
-        """Become the one that builds, and take away what vouches for the old: for all that *pipe* watches, too."""
-        await pipe.watch(self._schema.builder)
-        builder = await pipe.get(self._schema.builder)
-        if builder is not None and not builder.startswith(self._name):
-            return False
-        self._build += 1
-        pipe.multi()
-        pipe.set(self._schema.builder, self._progress(0), ex=_BUILD_SECONDS)
-        pipe.delete(self._schema.trust, self._schema.fresh)
-        with contextlib.suppress(WatchError):  # another was faster
-            await pipe.execute()
-            return True
-        return False
-
-    async def _rebuild(self) -> None:
-        """Write every live entry, the sentinel last.
-
-        Each part moves the claim on, and is written only where the claim stands as the last part left it. So this very
-        Redis has seen every part: it was neither emptied nor replaced by a copy that lacks some, and nobody else's
-        entries were overwritten with older ones. Raises WatchError where it was otherwise.
-        """
-        _log.info("the mirror in Redis is built anew")
-        count = 0
-        async for keys in self._held_keys():  # of another epoch, or versions that SQL has lost: no minimum may stay
-            await self._put_part(count, [], keys)
-            count += 1
-        time_ms = _milliseconds(await self._redis.time())
-        epoch, version, batches = await self._store.live_entries()
-        named = NamedEntries()
-        for batch in batches:
-            for entry in batch.others:
-                named.add(entry)
-        packed = (entry for batch in batches for entry in batch if entry.kind in PACKED_KINDS)
-        for part in chain(_parts(packed), _parts(named.entries())):
-            await self._put_part(count, part)
-            count += 1
-        await self._finish(count, epoch, version, time_ms)
-
-    async def _put_part(self, count: int, part: list[Entry], removed: list[str] | None = None) -> None:
-        async with self._redis.pipeline() as pipe:
-            await self._confirm_claim(pipe, count)
-            pipe.multi()
-            if removed:
-                pipe.unlink(*removed)
-            self._put(pipe, part)
-            pipe.set(self._schema.builder, self._progress(count + 1), ex=_BUILD_SECONDS)
-            await pipe.execute()
-
-    async def _finish(self, count: int, epoch: str, version: int, time_ms: int) -> None:
-        async with self._redis.pipeline() as pipe:
-            await self._confirm_claim(pipe, count)
-            pipe.multi()
-            self._vouch(pipe, epoch, version, time_ms, is_fresh=False)  # the next step looks for later entries first
-            pipe.delete(self._schema.builder)
-            await pipe.execute()
-
-    async def _confirm_claim(self, pipe: Any, count: int) -> None:
-        await pipe.watch(self._schema.builder)
-        if await pipe.get(self._schema.builder) != self._progress(count):
-            raise WatchError("Redis was emptied or replaced while the mirror was built, or another builds it")
-
-    def _progress(self, count: int) -> str:
-        return f"{self._name}:{self._build}:{count}"
-
-    async def _held_keys(self) -> AsyncIterator[list[str]]:
-        """The keys of entries that are there, a part at a time."""
-        keys = [key async for key in self._redis.scan_iter(match=f"{self._schema.prefix}*", count=1_000)]
-        for part in _parts(key for key in keys if key.startswith(self._schema.entries)):
-            yield part
 
     # -- troubles ----------------------------------------------------------------------------------------------
 
     async def _check_policy(self) -> None:
-        """Raises UnsafePolicy. INFO, because many hosts forbid CONFIG."""
-        policy = (await self._redis.info("memory")).get("maxmemory_policy", "unknown")
-        if policy != SAFE_POLICY:
-            raise UnsafePolicy(policy)
+        """Raises UnsafePolicy."""
+        await check_policy(self._redis)
         self._policy_checked_at = time.monotonic()
 
     async def _guard_policy(self) -> None:
@@ -262,14 +161,14 @@ class Mirror:
         try:
             await self._check_policy()
         except UnsafePolicy:
-            await self._redis.delete(self._schema.trust, self._schema.fresh)
+            await self._writing.disown(self._redis)
             raise
 
     async def _checked_minimum(self, text: str) -> int:
         try:
             return int(text)
         except ValueError:  # nobody of us wrote it: nothing that is there can be vouched for
-            await self._redis.delete(self._schema.trust, self._schema.fresh)
+            await self._writing.disown(self._redis)
             raise RedisError("the mirror holds what it was not given") from None
 
     def _report(self, error: Exception) -> None:
@@ -290,23 +189,6 @@ class Mirror:
         self._problem = ""
 
 
-def _client(url: str) -> Any:
-    """Raises ConfigurationError: an option in the address is unknown."""
-    try:
-        client: Any = aioredis.Redis.from_url(
-            url,
-            socket_timeout=_REPLY_SECONDS,
-            socket_connect_timeout=_CONNECT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but takes every option
-    except (TypeError, ValueError):
-        raise ConfigurationError(["redis_url: a part of it, or an option after its ?, is not understood"]) from None
-    return client
-
-
 def _usable(sentinel: Sentinel | None, epoch: str, head: int, time_ms: int) -> Sentinel | None:
     """*sentinel*, if it vouches for entries of this feed, all of which Redis still has.
 
@@ -315,14 +197,3 @@ def _usable(sentinel: Sentinel | None, epoch: str, head: int, time_ms: int) -> S
     if sentinel is None or sentinel.epoch != epoch or sentinel.version > head:
         return None
     return sentinel if sentinel.time_ms <= time_ms + _STEPPED_BACK_MS else None
-
-
-def _milliseconds(redis_time: tuple[int, int]) -> int:
-    seconds, microseconds = redis_time
-    return seconds * 1_000 + microseconds // 1_000
-
-
-def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, _PART)):
-        yield part
