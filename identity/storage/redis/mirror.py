@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 
@@ -20,8 +19,8 @@ from identity.domain.ports import RevocationStore
 from identity.storage.redis import writing
 from identity.storage.redis.client import UnsafePolicy, check_policy, open_client, time_ms
 from identity.storage.redis.rebuild import Builder
+from identity.storage.redis.reporting import Report
 from identity.storage.redis.writing import MirrorWriting
-from identity_client.errors import DependencyDown
 from identity_client.redis.breaker import delay_seconds
 from identity_client.redis.schema import Schema, Sentinel
 from identity_client.trust.entries import PACKED_KINDS, Entry
@@ -32,9 +31,6 @@ BEAT_SECONDS = 1.0
 _REPLY_SECONDS = 1.0  # nobody waits for it, and a rebuild that gave up at the first slow reply would never end
 _POLICY_SECONDS = 10.0
 _STEPPED_BACK_MS = 1_000
-_LOG_SECONDS = 60.0
-
-_log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -50,8 +46,7 @@ class Mirror:
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._policy_checked_at = float("-inf")
-        self._problem = ""
-        self._logged_at = float("-inf")
+        self._report = Report("the mirror", "grows old, calls go on")
 
     async def start(self) -> None:
         """Begin, whether or not Redis answers. Raises ConfigurationError: it drops keys when memory is short."""
@@ -60,7 +55,7 @@ class Mirror:
         except UnsafePolicy as error:
             raise ConfigurationError([str(error)]) from None
         except (RedisError, OSError) as error:
-            self._report(error)
+            self._report.failed(error)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -86,11 +81,11 @@ class Mirror:
             except Exception as error:
                 # Whatever it is: the next attempt reads everything that counts from Redis and from SQL again.
                 failures += 1
-                self._report(error)
+                self._report.failed(error)
                 await asyncio.sleep(delay_seconds(failures))
                 continue
             failures = 0
-            self._recovered()
+            self._report.succeeded()
             if not self._is_stopping:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BEAT_SECONDS):
@@ -170,23 +165,6 @@ class Mirror:
         except ValueError:  # nobody of us wrote it: nothing that is there can be vouched for
             await self._writing.disown(self._redis)
             raise RedisError("the mirror holds what it was not given") from None
-
-    def _report(self, error: Exception) -> None:
-        """One line for each new problem, and for a lasting one a line a minute. Not what Redis says: it may repeat what
-        was sent to it, the password included."""
-        if not isinstance(error, (RedisError, OSError, DependencyDown, UnsafePolicy)):
-            _log.exception("the mirror in Redis met something unforeseen", exc_info=error)
-            return
-        now, problem = time.monotonic(), str(error) if isinstance(error, UnsafePolicy) else type(error).__name__
-        if problem != self._problem or now - self._logged_at >= _LOG_SECONDS:
-            _log.warning("the mirror in Redis grows old, calls go on: %s", problem)
-            self._logged_at = now
-        self._problem = problem
-
-    def _recovered(self) -> None:
-        if self._problem:
-            _log.info("the mirror in Redis is up to date again")
-        self._problem = ""
 
 
 def _usable(sentinel: Sentinel | None, epoch: str, head: int, time_ms: int) -> Sentinel | None:
