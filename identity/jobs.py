@@ -22,7 +22,7 @@ SWEEP_ROWS = 2_000
 
 SEAL_SECONDS = 1.0
 RETENTION_SECONDS = 60.0
-NOTE_SECONDS = 1.0
+NOTE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """RedisThrottleStore: counters of failed log-ins in Redis, shared by every replica, with SQL behind them.
 
-Redis counts; SQL knows the places, which must outlive it, and learns of the failures a second or two later, all of a
-second in one transaction, those of log-ins that succeeded not at all. Each attempt is judged by the higher of the two,
+Redis counts; SQL knows the places, which must outlive it, and learns of the failures half a second later, all of them
+in one transaction, those of log-ins that succeeded by then not at all. Each attempt is judged by the higher of the two,
 so a Redis that comes back empty or old is no fresh start for a guesser. Where Redis does not decide within 100 ms (it
-is away, hangs, has no memory left, has become a replica), SQL decides, after the failures not yet noted were.
+is away, hangs, has no memory left, has become a replica), SQL decides, after what this process had not noted yet.
 
-So at most the failures of the last two seconds can be forgotten, once for each time that Redis is emptied: a name or an
-origin gets at most twice its allowance by it, and exactly its allowance where Redis is lost to the process that counts.
+So no more can be forgotten than the failures of the last half second: all of them each time that Redis is emptied, and
+those of other processes when this one cannot reach it. A name or an origin gets twice its allowance at most by it.
 
 Times are this process's own, as they are in SQL, for both hold the same buckets; Redis is told spans alone, so what its
 clock shows does not matter, nor that it differs from ours. If that clock steps ahead, keys expire early: as if emptied.
@@ -102,7 +102,7 @@ class RedisThrottleStore:
             await self._sql.succeeded(reservation if is_in_sql else Reservation(reservation.attempt, ()))
 
     async def note_failures(self) -> None:
-        """Have SQL know of the attempts that are a while old and did not succeed. Run it once a second."""
+        """Have SQL know of the attempts that are a while old and did not succeed. Run it four times a second."""
         await self._note(self._older)
         self._older, self._newer = self._newer, {}
 
