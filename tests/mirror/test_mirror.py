@@ -18,7 +18,7 @@ from identity.config import ConfigurationError, Settings, load
 from identity.domain.ports import RevocationStore
 from identity.server import Server
 from identity.storage.redis import mirror as following
-from identity.storage.redis import writing
+from identity.storage.redis import rebuild, writing
 from identity.storage.redis.mirror import Mirror
 from identity_client.redis import RedisRevocations
 from identity_client.trust.entries import Batch, Entry, EntryKind
@@ -347,6 +347,28 @@ async def test_a_builder_that_was_overtaken_lowers_no_minimum(
     with pytest.raises(WatchError):
         await building
     assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "6"
+
+
+async def test_what_a_builder_that_died_has_begun_another_finishes_once_its_claim_has_ended(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "BUILD_SECONDS", 1)
+    monkeypatch.setattr(writing, "PART", 10)
+    store.add(*tokens(30))
+    put, parts = mirror._builder._put_part, iter(range(1, 1_000))
+
+    async def die_in_the_middle(*part: Any) -> None:
+        if next(parts) == 2:
+            raise ConnectionError
+        await put(*part)
+
+    monkeypatch.setattr(mirror._builder, "_put_part", die_in_the_middle)
+    with pytest.raises(ConnectionError):
+        await mirror._follow()
+    assert len(held_tokens(redis_server)) == 10
+    await another.start()  # and the first one does nothing any more
+    await caught_up(redis_server, store)
+    assert held_tokens(redis_server) == {entry.name for _, entry in store.changes}
 
 
 async def test_a_builder_that_was_overtaken_removes_nothing(
