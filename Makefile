@@ -42,7 +42,7 @@ attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000
 	  $(BIN)/python -m pytest -q -rP tests/attacks --timeout=3600
 
 faults: $(READY)  ## kill and cut, ten times as often as `make test` does
-	@IDENTITY_TEST_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults --timeout=3600
+	@IDENTITY_TEST_ROUNDS=10 IDENTITY_TEST_REVOCATIONS=100000 $(BIN)/python -m pytest -q tests/faults --timeout=3600
 
 bench: $(READY)  ## measure, into build/bench.json: make bench B=verify for a part, D=postgresql for another database
 	@$(BIN)/python -m tests.bench $(if $(D),--database "$(D)") $(B)

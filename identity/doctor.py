@@ -88,7 +88,8 @@ class Patient:
 async def examine(patient: Patient) -> list[Finding]:
     """Every check, in an order in which causes come before effects."""
     findings = [finding for check in (_configuration, _secret_files, _tls, _disk) for finding in check(patient)]
-    return [*findings, *await _database(patient)]
+    findings += await _database(patient)
+    return [*findings, *await _redis(patient)]
 
 
 def as_text(findings: list[Finding]) -> str:
@@ -220,6 +221,18 @@ async def _database(patient: Patient) -> list[Finding]:
         found = f"{path or 'PostgreSQL'} cannot be read: {getattr(error, 'orig', None) or error}"
         advice = "Is it a database of this service, may you read it, is the disk sound? Restore a backup if need be."
         return [Finding("database", Severity.ERROR, found, advice)]
+
+
+async def _redis(patient: Patient) -> list[Finding]:
+    if not patient.settings.redis_url:
+        return []
+    from .redis_doctor import examine_redis
+
+    try:
+        feed = await inspection.look(patient.settings.database, inspection.feed_position)
+    except (DBAPIError, OSError):
+        feed = None  # told by the check of the database
+    return await examine_redis(patient, feed)
 
 
 def _schema(connection: Connection) -> Iterator[Finding]:

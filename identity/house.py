@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +44,15 @@ from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
 from .domain.wanted import Audiences
 from .feed.hub import Hub
-from .jobs import Jobs, retention_job, seal_job, sweep_job
+from .jobs import Job, Jobs, note_job, retention_job, seal_job, sweep_job
 from .signing import LocalSigner, generate_key, open_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
 
 if TYPE_CHECKING:
-    from .storage.redis import Mirror
+    from .storage.redis.mirror import Mirror
+    from .storage.redis.throttle import RedisThrottleStore
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class House:
     audit: AuditReader
     sealer: Sealer
     mirror: Mirror | None
+    shared_throttle: RedisThrottleStore | None
 
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown, ConfigurationError."""
@@ -104,7 +107,13 @@ class House:
         await self.hub.stop()
         await self._seal_rest()
         self.pool.close()
+        await self._note_rest()
         await self.stores.close()
+
+    async def _note_rest(self) -> None:
+        if self.shared_throttle is not None:
+            with contextlib.suppress(RetryLater):  # the database is away: what Redis holds is enough
+                await self.shared_throttle.close()
 
     async def _seal_rest(self) -> None:
         try:
@@ -130,6 +139,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     state = TrustState(clock)
     hub = Hub(stores.revocations, state, clock)
     mirror = _open_mirror(settings, stores, state)
+    shared_throttle = _open_throttle(settings, stores, clock)
     stores.set_doorbell(lambda: _ring(hub, mirror))
     groups = frozenset(settings.groups)
     verifier = Verifier(
@@ -152,13 +162,13 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         hub=hub,
         public_keys=await _public_keys(stores.signing_keys),
         verifier=verifier,
-        jobs=Jobs(sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)),
+        jobs=Jobs(*_background(stores, sealer, shared_throttle)),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,
             feed=hub,
             refusals=refusals,
-            throttle=Throttle(stores.throttle, master.derive("throttle"), _limits(settings)),
+            throttle=Throttle(shared_throttle or stores.throttle, master.derive("throttle"), _limits(settings)),
             audiences=audiences,
             hasher=hasher,
             minter=minter,
@@ -208,6 +218,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         audit=AuditReader(stores.audit, stores.accounts),
         sealer=sealer,
         mirror=mirror,
+        shared_throttle=shared_throttle,
     )
 
 
@@ -215,9 +226,24 @@ def _open_mirror(settings: Settings, stores: Stores, state: TrustState) -> Mirro
     """Redis is loaded only where one is configured."""
     if not settings.redis_url:
         return None
-    from .storage.redis import Mirror
+    from .storage.redis.mirror import Mirror
 
     return Mirror(settings.redis_url, settings.redis_prefix, stores.revocations, state.entry_count)
+
+
+def _open_throttle(settings: Settings, stores: Stores, clock: Clock) -> RedisThrottleStore | None:
+    if not settings.redis_url:
+        return None
+    from .storage.redis.client import open_client
+    from .storage.redis.throttle import ANSWER_SECONDS, RedisThrottleStore
+
+    client = open_client(settings.redis_url, ANSWER_SECONDS)
+    return RedisThrottleStore(client, settings.redis_prefix, stores.throttle, clock)
+
+
+def _background(stores: Stores, sealer: Sealer, throttle: RedisThrottleStore | None) -> list[Job]:
+    jobs = [sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)]
+    return jobs if throttle is None else [*jobs, note_job(throttle.note_failures)]
 
 
 def _ring(hub: Hub, mirror: Mirror | None) -> None:

@@ -22,6 +22,7 @@ SWEEP_ROWS = 2_000
 
 SEAL_SECONDS = 1.0
 RETENTION_SECONDS = 60.0
+NOTE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ def sweep_job(sweeper: Sweeper) -> Job:
 def seal_job(sealer: Sealer) -> Job:
     """Seals what was added to the audit log."""
     return Job("seal", SEAL_SECONDS, sealer.seal)
+
+
+def note_job(note_failures: Callable[[], Awaitable[None]]) -> Job:
+    """Has SQL know of the failed log-ins that Redis has counted."""
+    return Job("note", NOTE_SECONDS, note_failures)
 
 
 def retention_job(sealer: Sealer) -> Job:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, event, func, make_url, select,
 from sqlalchemy.pool import NullPool
 
 from identity.storage.sql.common import is_postgres
-from identity.storage.tables import accounts, audit_events, audit_seals
+from identity.storage.tables import accounts, audit_events, audit_seals, feed_head
 
 T = TypeVar("T")
 
@@ -74,3 +74,9 @@ def oldest_account_time(connection: Connection) -> int | None:
     """When the oldest account was created, in Unix seconds."""
     oldest: int | None = connection.execute(select(func.min(accounts.c.create_time))).scalar()
     return oldest
+
+
+def feed_position(connection: Connection) -> tuple[str, int] | None:
+    """The epoch and the newest version of the feed."""
+    row = connection.execute(select(feed_head.c.epoch, feed_head.c.version)).first()
+    return None if row is None else (row.epoch, row.version)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from identity.v1 import authentication_pb2, authentication_pb2_grpc
 from identity_client import status
 from tests.attacks.counting_server import settings
 from tests.clients.issuer import FixedClock
+from tests.redis_server import RedisServer
 from tests.rpc.api import USER_PASSWORD
 from tests.rpc.refusals import refused
 
@@ -32,8 +33,8 @@ SPELLINGS = ("carol", "Carol", "CAROL", "\uff43arol")
 class CountingServer:
     """One process over the database in *directory*."""
 
-    def __init__(self, directory: Path) -> None:
-        command = [sys.executable, "-m", "tests.attacks.counting_server", str(directory)]
+    def __init__(self, directory: Path, *redis: str) -> None:
+        command = [sys.executable, "-m", "tests.attacks.counting_server", str(directory), *redis]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def address(self) -> str:
@@ -55,8 +56,8 @@ class CountingServer:
 
 
 @contextmanager
-def two_servers(directory: Path) -> Iterator[list[CountingServer]]:
-    servers = [CountingServer(directory) for _ in range(2)]
+def two_servers(directory: Path, *redis: str) -> Iterator[list[CountingServer]]:
+    servers = [CountingServer(directory, *redis) for _ in range(2)]
     try:
         yield servers
     finally:
@@ -84,17 +85,62 @@ async def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def empty(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+
+
 @pytest.mark.requirement("R51")
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("names", [SPELLINGS, ("nobody",)], ids=["existing", "unknown"])
 async def test_two_processes_hash_no_more_guesses_than_one_may(directory: Path, names: tuple[str, ...]) -> None:
-    with two_servers(directory) as servers:
+    answers, compared = await guess(directory, names)
+    assert answers == {"BAD_CREDENTIALS": FREE, "THROTTLED": GUESSES - FREE}
+    assert compared == FREE
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.mark.requirement("R51")
+@pytest.mark.timeout(1_200)
+async def test_two_processes_that_share_redis_hash_no_more_either(directory: Path, redis_server: RedisServer) -> None:
+    answers, compared = await guess(directory, SPELLINGS, redis_server.url, "30")
+    assert answers == {"BAD_CREDENTIALS": FREE, "THROTTLED": GUESSES - FREE}
+    assert compared == FREE
+
+
+@pytest.mark.requirement("R51")
+@pytest.mark.requirement("R9")
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("at", [FREE // 2, GUESSES // 2])
+@pytest.mark.parametrize("harm", [RedisServer.kill, RedisServer.pause, empty])
+async def test_a_loss_of_redis_gives_a_guesser_no_more_than_one_allowance_more(
+    directory: Path, redis_server: RedisServer, harm: Callable[[RedisServer], None], at: int
+) -> None:
+    answers, compared = await guess(directory, SPELLINGS, redis_server.url, harms={at: lambda: harm(redis_server)})
+    print(f"{compared} of {GUESSES} guesses hashed")
+    assert answers == {"BAD_CREDENTIALS": compared, "THROTTLED": GUESSES - compared}
+    assert FREE <= compared <= 2 * FREE
+
+
+async def guess(
+    directory: Path, names: tuple[str, ...], *redis: str, harms: Mapping[int, Callable[[], None]] | None = None
+) -> tuple[Counter[str], int]:
+    """Guess over two processes, and do harm before the guesses of these numbers. -> what was answered, and how many
+    passwords were hashed."""
+    answers: Counter[str] = Counter()
+    with two_servers(directory, *redis) as servers:
         async with stubs_of(servers) as stubs:
-            answers: Counter[str] = Counter()
             numbers = iter(range(GUESSES))
 
             async def guess_on() -> None:
                 for number in numbers:
+                    if harms and number in harms:
+                        harms[number]()
                     password = authentication_pb2.PasswordCredential(
                         username=names[number % len(names)], password=f"guess number {number}"
                     )
@@ -103,6 +149,4 @@ async def test_two_processes_hash_no_more_guesses_than_one_may(directory: Path, 
                     answers[status.from_rpc_error(error).reason] += 1
 
             await asyncio.gather(*(guess_on() for _ in range(AT_ONCE)))
-        compared = [server.compared() for server in servers]
-    assert answers == {"BAD_CREDENTIALS": FREE, "THROTTLED": GUESSES - FREE}
-    assert sum(compared) == FREE
+        return answers, sum(server.compared() for server in servers)

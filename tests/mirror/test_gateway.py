@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.shapes import until
 from tests.mirror.conftest import Mirrored
 from tests.mirror.test_peers import TakeBack, disable, end_session, log_in, narrow_role, revoke_key, revoke_token
 from tests.redis_server import RedisServer
@@ -43,6 +44,21 @@ async def test_a_gateway_refuses_whatever_is_taken_back(
     assert await judge(redis_server, token) == HOLDS
     await take_back(fragile.api, token)
     await fragile.has_caught_up()
+    assert await judge(redis_server, token) == REFUSED
+
+
+@pytest.mark.requirement("R27")
+@pytest.mark.parametrize("take_back", [revoke_token, end_session, disable])
+async def test_a_gateway_refuses_it_after_the_mirror_was_built_anew_as_well(
+    fragile: Mirrored, redis_server: RedisServer, take_back: TakeBack
+) -> None:
+    token = await log_in(fragile.api)
+    await take_back(fragile.api, token)
+    await fragile.has_caught_up()
+    redis_server.client.flushall()
+    assert await judge(redis_server, token) in (UNKNOWN, REFUSED)  # it may have been built by now
+    await fragile.has_caught_up()
+    await until(lambda: redis_server.client.exists("identity:fresh"))
     assert await judge(redis_server, token) == REFUSED
 
 

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from identity.config import ConfigurationError, Settings, load
 from identity.domain.ports import RevocationStore
 from identity.server import Server
-from identity.storage import redis as storage
-from identity.storage.redis import Mirror
+from identity.storage.redis import mirror as following
+from identity.storage.redis import rebuild, writing
+from identity.storage.redis.mirror import Mirror
 from identity_client.redis import RedisRevocations
 from identity_client.trust.entries import Batch, Entry, EntryKind
 from identity_client.trust.source import SourceDown
@@ -153,16 +154,16 @@ async def test_a_flush_in_the_middle_of_a_step_is_noticed(
 async def test_a_flush_in_the_middle_of_a_rebuild_is_noticed(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_PART", 10)
+    monkeypatch.setattr(writing, "PART", 10)
     store.add(*tokens(30))
-    put, calls = mirror._put, iter(range(1, 1_000_000))
+    put, calls = mirror._writing.put, iter(range(1, 1_000_000))
 
     def put_and_flush(pipe: Any, entries: Any) -> None:
         put(pipe, entries)
         if next(calls) == part + 1:  # the parts before are there
             redis_server.client.flushall()
 
-    monkeypatch.setattr(mirror, "_put", put_and_flush)
+    monkeypatch.setattr(mirror._writing, "put", put_and_flush)
     await mirror.start()
     await caught_up(redis_server, store)
     assert held_tokens(redis_server) == {entry.name for _, entry in store.changes}
@@ -217,7 +218,7 @@ async def test_another_epoch_leaves_nothing_of_the_last_one(
 async def test_a_long_queue_does_not_look_fresh_before_its_end(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_PART", 10)
+    monkeypatch.setattr(writing, "PART", 10)
     store.add(*tokens(1))
     await mirror.start()
     await caught_up(redis_server, store)
@@ -246,7 +247,7 @@ async def test_a_redis_that_drops_keys_is_refused_at_the_start(make_settings: Ma
 async def test_a_policy_that_is_changed_later_takes_the_sentinel_away_until_it_is_mended(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_POLICY_SECONDS", 0.0)
+    monkeypatch.setattr(following, "_POLICY_SECONDS", 0.0)
     store.add(*tokens(1))
     await mirror.start()
     await caught_up(redis_server, store)
@@ -326,14 +327,14 @@ async def test_a_builder_that_was_overtaken_lowers_no_minimum(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add(a_minimum(5))
-    put, waits, goes_on = mirror._put_part, asyncio.Event(), asyncio.Event()
+    put, waits, goes_on = mirror._builder._put_part, asyncio.Event(), asyncio.Event()
 
     async def wait_and_put(*part: Any) -> None:
         waits.set()
         await goes_on.wait()
         await put(*part)
 
-    monkeypatch.setattr(mirror, "_put_part", wait_and_put)
+    monkeypatch.setattr(mirror._builder, "_put_part", wait_and_put)
     building = asyncio.create_task(mirror._follow())
     await waits.wait()
     await another._follow()
@@ -348,13 +349,35 @@ async def test_a_builder_that_was_overtaken_lowers_no_minimum(
     assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "6"
 
 
+async def test_what_a_builder_that_died_has_begun_another_finishes_once_its_claim_has_ended(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "BUILD_SECONDS", 1)
+    monkeypatch.setattr(writing, "PART", 10)
+    store.add(*tokens(30))
+    put, parts = mirror._builder._put_part, iter(range(1, 1_000))
+
+    async def die_in_the_middle(*part: Any) -> None:
+        if next(parts) == 2:
+            raise ConnectionError
+        await put(*part)
+
+    monkeypatch.setattr(mirror._builder, "_put_part", die_in_the_middle)
+    with pytest.raises(ConnectionError):
+        await mirror._follow()
+    assert len(held_tokens(redis_server)) == 10
+    await another.start()  # and the first one does nothing any more
+    await caught_up(redis_server, store)
+    assert held_tokens(redis_server) == {entry.name for _, entry in store.changes}
+
+
 async def test_a_builder_that_was_overtaken_removes_nothing(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add(a_minimum(9))
     await has_built(mirror, redis_server, store)
     store.epoch = "epoch-2"
-    look, waits, goes_on = mirror._held_keys, asyncio.Event(), asyncio.Event()
+    look, waits, goes_on = mirror._builder._held_keys, asyncio.Event(), asyncio.Event()
 
     async def look_and_wait() -> AsyncIterator[list[str]]:
         async for keys in look():
@@ -362,7 +385,7 @@ async def test_a_builder_that_was_overtaken_removes_nothing(
             await goes_on.wait()
             yield keys
 
-    monkeypatch.setattr(mirror, "_held_keys", look_and_wait)
+    monkeypatch.setattr(mirror._builder, "_held_keys", look_and_wait)
     building = asyncio.create_task(mirror._follow())
     await waits.wait()
     redis_server.client.delete("identity:builder")
@@ -385,7 +408,7 @@ async def test_what_a_failed_purge_left_is_removed_by_the_next(
         yield []
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror, "_held_keys", fail)
+        patch.setattr(mirror._builder, "_held_keys", fail)
         with pytest.raises(ConnectionError):
             await mirror._follow()
     redis_server.client.set("identity:of:another", 1)  # a service whose prefix begins with ours

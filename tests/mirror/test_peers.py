@@ -309,3 +309,33 @@ async def test_a_peer_that_starts_without_redis_authorises_nobody(fragile: Mirro
             step.decide(await identity.lookups.look(step.claims))
     finally:
         redis_server.start()
+
+
+@pytest.mark.requirement("R27")
+@pytest.mark.parametrize("twin", [aio.Identity, identity_client.Identity])
+async def test_the_environment_names_redis(
+    mirrored: Mirrored, tmp_path: Path, twin: type[aio.Identity] | type[identity_client.Identity]
+) -> None:
+    service = await mirrored.api.create_service("orders", "peer")
+    secret_file = tmp_path / "secret"
+    secret_file.write_text(service.client_secret)
+    environ = {
+        "IDENTITY_ADDRESS": mirrored.api.address,
+        "IDENTITY_CLIENT_ID": "orders",
+        "IDENTITY_CLIENT_SECRET_FILE": str(secret_file),
+        "IDENTITY_REDIS_URL": mirrored.url,
+        "IDENTITY_REDIS_PREFIX": mirrored.prefix,
+    }
+    identity = twin.from_env(environ)
+    if isinstance(identity, aio.Identity):
+        async with identity:
+            assert identity.lookups is not None and identity.is_ready
+    else:
+        await asyncio.to_thread(identity.__enter__)
+        assert identity.is_ready and not identity.trust.is_ready
+        await asyncio.to_thread(identity.__exit__, None, None, None)
+    with pytest.raises(aio.ConfigurationError) as refused:
+        twin.from_env({"IDENTITY_REDIS_URL": "http://:secret@redis"})
+    assert [problem.split()[0] for problem in refused.value.problems][-1] == "IDENTITY_REDIS_URL,"
+    assert len(refused.value.problems) == 4
+    assert "secret@" not in str(refused.value)

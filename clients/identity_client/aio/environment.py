@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from identity_client.redis.schema import DEFAULT_PREFIX
 from identity_client.tls_files import TlsFiles
+from identity_client.trust.source import RevocationSource
 
 _REQUIRED = ("IDENTITY_ADDRESS", "IDENTITY_CLIENT_ID", "IDENTITY_CLIENT_SECRET_FILE")
 
@@ -86,6 +88,32 @@ class Connection:
             tls=tls,
             is_insecure_allowed=environ.get("IDENTITY_INSECURE") == "1",
         )
+
+
+def read_environment(environ: Mapping[str, str]) -> tuple[Connection, RevocationSource | None]:
+    """-> the connection, and where to ask about each call: the Redis of IDENTITY_REDIS_URL, if set; its keys begin with
+    IDENTITY_REDIS_PREFIX. Raises: ConfigurationError, with every problem at once."""
+    problems: list[str] = []
+    try:
+        connection = Connection.from_env(environ)
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        source = _revocations(environ)
+    except ValueError as error:
+        problems.append(f"IDENTITY_REDIS_URL, IDENTITY_REDIS_PREFIX: {error}")
+    if problems:
+        raise ConfigurationError(problems)
+    return connection, source
+
+
+def _revocations(environ: Mapping[str, str]) -> RevocationSource | None:
+    url = environ.get("IDENTITY_REDIS_URL")
+    if not url:
+        return None
+    from identity_client.redis import RedisRevocations  # loaded only where it is asked for
+
+    return RedisRevocations(url, prefix=environ.get("IDENTITY_REDIS_PREFIX") or DEFAULT_PREFIX)
 
 
 def _tls_files(environ: Mapping[str, str], problems: list[str]) -> TlsFiles | None:

@@ -21,7 +21,7 @@ from identity_client.aio import logins
 from identity_client.aio.behalf import Exchanges, FindCaller
 from identity_client.aio.channel import FindSource, interceptors
 from identity_client.aio.endpoints import CHANNEL_OPTIONS, Endpoints, open_channel
-from identity_client.aio.environment import Connection
+from identity_client.aio.environment import Connection, read_environment
 from identity_client.aio.guard import Guard
 from identity_client.aio.inquiries import Inquiries
 from identity_client.aio.introspection import Introspections
@@ -96,10 +96,11 @@ class Identity:
         on_ready: OnReady | None = None,
         metrics: TrustMetrics | None = None,
     ) -> Self:
-        """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE.
+        """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE; with
+        IDENTITY_REDIS_URL (and IDENTITY_REDIS_PREFIX) that Redis is asked about each call, and no stream is followed.
         Raises: ConfigurationError, with every problem at once."""
-        connection = Connection.from_env(os.environ if environ is None else environ)
-        return cls(connection, on_ready=on_ready, metrics=metrics)
+        connection, revocations = read_environment(os.environ if environ is None else environ)
+        return cls(connection, on_ready=on_ready, metrics=metrics, revocations=revocations)
 
     async def __aenter__(self) -> Self:
         self._process.check()

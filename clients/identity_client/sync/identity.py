@@ -23,7 +23,7 @@ from identity_client.access.rules import Rule
 from identity_client.access.setup import DEFAULT_GROUP, make_judge
 from identity_client.aio.behalf import FindCaller
 from identity_client.aio.endpoints import CHANNEL_OPTIONS
-from identity_client.aio.environment import Connection
+from identity_client.aio.environment import Connection, read_environment
 from identity_client.aio.identity import Identity as AsyncIdentity
 from identity_client.aio.readiness import OnReady
 from identity_client.aio.token_source import AccessToken, TokenSource
@@ -88,10 +88,11 @@ class Identity:
         on_ready: OnReady | None = None,
         metrics: TrustMetrics | None = None,
     ) -> Self:
-        """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE.
+        """Reads IDENTITY_ADDRESS, IDENTITY_CA_FILE, IDENTITY_CLIENT_ID and IDENTITY_CLIENT_SECRET_FILE; with
+        IDENTITY_REDIS_URL (and IDENTITY_REDIS_PREFIX) that Redis is asked about each call, and no stream is followed.
         Raises: ConfigurationError, with every problem at once."""
-        connection = Connection.from_env(os.environ if environ is None else environ)
-        return cls(connection, on_ready=on_ready, metrics=metrics)
+        connection, revocations = read_environment(os.environ if environ is None else environ)
+        return cls(connection, on_ready=on_ready, metrics=metrics, revocations=revocations)
 
     def __enter__(self) -> Self:
         self._process.check()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 from sqlalchemy import Connection, delete, func, literal, select, text
 
 from identity.domain.throttle import Attempt, Bucket, Counter, Reservation, admit
@@ -16,9 +20,20 @@ ROW_LIMIT = 100_000
 """Buckets beyond which new names and origins share coarse ones, 65,536 of each: a flood of invented names must not
 fill the disk. It takes a failed log-in for 50,000 names within a quarter of an hour to get there."""
 
-_COARSE_BYTES = 3  # what is counted, and 16 bits of whose
+COARSE_BYTES = 3
+"""Of a coarse key: what is counted, and 16 bits of whose."""
+
 _COUNT_SECONDS = 10.0
 _REMOVED_AT_ONCE = 4  # an attempt adds two rows at most: the table shrinks while it is used
+_NOTED_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an attempt would be judged by: its buckets by key, the coarse ones too, where something is counted."""
+
+    is_place_known: bool
+    buckets: dict[bytes, Bucket]
 
 
 class SqlThrottleStore:
@@ -61,12 +76,20 @@ class SqlThrottleStore:
 
         await self._access.write(work)
 
+    async def look(self, attempt: Attempt) -> Known:
+        """For a store that counts elsewhere."""
+        return await self._access.read(lambda connection, moment: _known(connection, attempt, moment))
+
+    async def note(self, failures: Sequence[tuple[Counter, int]]) -> None:
+        """Count what was counted elsewhere and let through there, each in its counter at its time (Unix ms)."""
+        for start in range(0, len(failures), _NOTED_AT_ONCE):
+            await self._access.write(partial(_note, failures=failures[start : start + _NOTED_AT_ONCE]))
+
     def _find(self, connection: Connection, attempt: Attempt, moment: Moment) -> list[tuple[Counter, Bucket]]:
-        is_known = _is_known(connection, attempt.place, moment)
-        keys = [attempt.name.key, attempt.origin.key, attempt.place.key]
-        buckets = _buckets(connection, [*keys, *(key[:_COARSE_BYTES] for key in keys)])
+        known = _known(connection, attempt, moment)
+        buckets = known.buckets
         counters = (
-            attempt.place if is_known else self._folded(attempt.name, buckets),
+            attempt.place if known.is_place_known else self._folded(attempt.name, buckets),
             self._folded(attempt.origin, buckets),
         )
         return [(counter, buckets.get(counter.key, Bucket())) for counter in counters]
@@ -75,7 +98,7 @@ class SqlThrottleStore:
         """The counter itself, or, where the table is crowded and it has no row yet, the coarse one that it falls in."""
         if not self._is_crowded or counter.key in buckets:
             return counter
-        return Counter(counter.key[:_COARSE_BYTES], counter.limit)
+        return Counter(counter.key[:COARSE_BYTES], counter.limit)
 
     def _note_crowd(self, connection: Connection, moment: Moment) -> None:
         if 0 <= moment.time - self._counted_time < _COUNT_SECONDS:
@@ -93,6 +116,23 @@ def remove_expired(connection: Connection, limit: int, moment: Moment) -> None:
     forgotten = select(known_places.c.key).where(known_places.c.expire_time <= moment.now).limit(limit)
     unused = forgotten.with_for_update(skip_locked=True)
     connection.execute(delete(known_places).where(known_places.c.key.in_(unused)))
+
+
+def _known(connection: Connection, attempt: Attempt, moment: Moment) -> Known:
+    keys = [attempt.name.key, attempt.origin.key, attempt.place.key]
+    buckets = _buckets(connection, [*keys, *(key[:COARSE_BYTES] for key in keys)])
+    return Known(_is_known(connection, attempt.place, moment), buckets)
+
+
+def _note(connection: Connection, moment: Moment, failures: Sequence[tuple[Counter, int]]) -> None:
+    counters = [counter for counter, _ in failures]
+    _hold(connection, *counters)
+    buckets = _buckets(connection, [counter.key for counter in counters])
+    for counter, time_ms in failures:
+        buckets[counter.key] = buckets.get(counter.key, Bucket()).counted(counter.limit, time_ms)
+    for counter in {counter.key: counter for counter in counters}.values():
+        _put(connection, counter, buckets[counter.key])
+    remove_expired(connection, _REMOVED_AT_ONCE * len(failures), moment)
 
 
 def _buckets(connection: Connection, keys: list[bytes]) -> dict[bytes, Bucket]:
@@ -114,7 +154,7 @@ def _put(connection: Connection, counter: Counter, bucket: Bucket) -> None:
 def _hold(connection: Connection, *counters: Counter) -> None:
     """Have nobody else count these until the transaction ends: a bucket that is not there yet has no row to lock."""
     if is_postgres(connection):
-        for number in sorted({int.from_bytes(counter.key[:_COARSE_BYTES], "big") for counter in counters}):
+        for number in sorted({int.from_bytes(counter.key[:COARSE_BYTES], "big") for counter in counters}):
             connection.execute(_HOLD, {"number": number})
 
 

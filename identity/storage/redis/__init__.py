@@ -1,0 +1,1 @@
+"""Redis: the mirror of revocations and the shared counters of failed log-ins. Loaded only where one is configured."""

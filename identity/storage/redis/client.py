@@ -1,0 +1,56 @@
+"""The connection to Redis, and what it must be set to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from identity.config import ConfigurationError
+
+SAFE_POLICY = "noeviction"
+
+_CONNECT_SECONDS = 0.1
+
+
+class UnsafePolicy(Exception):
+    """Redis would drop revocations to make room, and so revive what was revoked."""
+
+    def __init__(self, policy: str) -> None:
+        super().__init__(
+            f"redis_url: maxmemory-policy is {policy}, which drops revocations when memory is short: "
+            f"set it to {SAFE_POLICY}"
+        )
+
+
+def open_client(url: str, reply_seconds: float) -> Any:
+    """A client that repeats nothing. It connects when first used. Raises ConfigurationError: an option in the address
+    is unknown."""
+    try:
+        client: Any = aioredis.Redis.from_url(
+            url,
+            socket_timeout=reply_seconds,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but takes every option
+    except (TypeError, ValueError):
+        raise ConfigurationError(["redis_url: a part of it, or an option after its ?, is not understood"]) from None
+    return client
+
+
+async def check_policy(client: Any) -> None:
+    """Raises UnsafePolicy. INFO, because many hosts forbid CONFIG."""
+    policy = (await client.info("memory")).get("maxmemory_policy", "unknown")
+    if policy != SAFE_POLICY:
+        raise UnsafePolicy(policy)
+
+
+async def time_ms(client: Any) -> int:
+    """The time of Redis itself, in Unix milliseconds; *client* may be a pipeline that watches."""
+    seconds, microseconds = await client.time()
+    return int(seconds) * 1_000 + int(microseconds) // 1_000

@@ -1,0 +1,106 @@
+"""Everything anew: how the mirror is built in an empty Redis, or in one that holds what SQL does not know of."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from itertools import chain
+from typing import Any
+
+from redis.exceptions import WatchError
+
+from identity.domain.ports import RevocationStore
+from identity.storage.redis.client import time_ms
+from identity.storage.redis.writing import MirrorWriting, parts
+from identity_client.trust.entries import PACKED_KINDS, Entry
+from identity_client.trust.named import NamedEntries
+
+BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
+
+_log = logging.getLogger(__name__)
+
+
+class Builder:
+    """One of several processes that may build; the claim in Redis decides which."""
+
+    def __init__(self, client: Any, store: RevocationStore, writing: MirrorWriting) -> None:
+        self._redis = client
+        self._store = store
+        self._writing = writing
+        self._schema = writing.schema
+        self._name = secrets.token_hex(8)
+        self._build = 0
+
+    async def claim(self, pipe: Any) -> bool:
+        """Become the one that builds, and take away what vouches for the old: for all that *pipe* watches, too."""
+        await pipe.watch(self._schema.builder)
+        builder = await pipe.get(self._schema.builder)
+        if builder is not None and not builder.startswith(self._name):
+            return False
+        self._build += 1
+        pipe.multi()
+        pipe.set(self._schema.builder, self._progress(0), ex=BUILD_SECONDS)
+        self._writing.disown(pipe)
+        with contextlib.suppress(WatchError):  # another was faster
+            await pipe.execute()
+            return True
+        return False
+
+    async def build(self) -> None:
+        """Write every live entry, the sentinel last.
+
+        Each part moves the claim on, and is written only where the claim stands as the last part left it. So this very
+        Redis has seen every part: it was neither emptied nor replaced by a copy that lacks some, and nobody else's
+        entries were overwritten with older ones. Raises WatchError where it was otherwise.
+        """
+        _log.info("the mirror in Redis is built anew")
+        count = 0
+        async for keys in self._held_keys():  # of another epoch, or versions that SQL has lost: no minimum may stay
+            await self._put_part(count, [], keys)
+            count += 1
+        read_ms = await time_ms(self._redis)
+        epoch, version, batches = await self._store.live_entries()
+        named = NamedEntries()
+        for batch in batches:
+            for entry in batch.others:
+                named.add(entry)
+        packed = (entry for batch in batches for entry in batch if entry.kind in PACKED_KINDS)
+        for part in chain(parts(packed), parts(named.entries())):
+            await self._put_part(count, part)
+            count += 1
+        await self._finish(count, epoch, version, read_ms)
+
+    async def _put_part(self, count: int, part: list[Entry], removed: list[str] | None = None) -> None:
+        async with self._redis.pipeline() as pipe:
+            await self._confirm_claim(pipe, count)
+            pipe.multi()
+            if removed:
+                pipe.unlink(*removed)
+            self._writing.put(pipe, part)
+            pipe.set(self._schema.builder, self._progress(count + 1), ex=BUILD_SECONDS)
+            await pipe.execute()
+
+    async def _finish(self, count: int, epoch: str, version: int, read_ms: int) -> None:
+        async with self._redis.pipeline() as pipe:
+            await self._confirm_claim(pipe, count)
+            pipe.multi()
+            # Not fresh yet: the next step looks for later entries first.
+            self._writing.vouch(pipe, epoch, version, read_ms, is_fresh=False)
+            pipe.delete(self._schema.builder)
+            await pipe.execute()
+
+    async def _confirm_claim(self, pipe: Any, count: int) -> None:
+        await pipe.watch(self._schema.builder)
+        if await pipe.get(self._schema.builder) != self._progress(count):
+            raise WatchError("Redis was emptied or replaced while the mirror was built, or another builds it")
+
+    def _progress(self, count: int) -> str:
+        return f"{self._name}:{self._build}:{count}"
+
+    async def _held_keys(self) -> AsyncIterator[list[str]]:
+        """The keys of entries that are there, a part at a time."""
+        keys = [key async for key in self._redis.scan_iter(match=f"{self._schema.prefix}*", count=1_000)]
+        for part in parts(key for key in keys if key.startswith(self._schema.entries)):
+            yield part
