@@ -40,7 +40,8 @@ class Settings:
     throttle_delay_seconds, in which one failure is forgotten. Even at the widest settings these are fewer than 100
     guesses an hour (NIST SP 800-63B section 3.2.2). An address has throttle_origin_failures an hour; one in
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
-    audit_retention_days: 0 keeps the log for ever. redis_url may hold a password, and is shown nowhere.
+    audit_retention_days: 0 keeps the log for ever. signing_key_lifetime_days: 0 leaves rotation to administrators.
+    redis_url may hold a password, and is shown nowhere.
     """
 
     listen: str = "127.0.0.1:50551"
@@ -73,6 +74,7 @@ class Settings:
     shared_origins: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     drain_seconds: int = 10
     audit_retention_days: int = 400
+    signing_key_lifetime_days: int = 30
     log_level: str = "info"
     redis_url: str = field(default="", repr=False)
     redis_prefix: str = schema.DEFAULT_PREFIX
@@ -192,6 +194,7 @@ _RANGES = {
     "throttle_shared_origin_failures": (10, 1_000_000),
     "drain_seconds": (0, 600),
     "audit_retention_days": (0, 36_500),
+    "signing_key_lifetime_days": (0, 3_650),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,13 @@ from .domain.roles import RoleAdmin
 from .domain.sealer import Sealer
 from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
+from .domain.signing_keys import SigningKeyKeeper, jwks
 from .domain.throttle import Limit
-from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
+from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SigningKeyRecord
 from .domain.wanted import Audiences
 from .feed.hub import Hub
 from .jobs import Jobs, retention_job, seal_job, sweep_job
-from .signing import LocalSigner, generate_key, open_key
+from .signing import ActiveSigner, SignerKeys, generate_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
@@ -69,7 +71,8 @@ class House:
     stores: Stores
     pool: HashPool
     hub: Hub
-    public_keys: list[PublicKey]
+    signer_keys: SignerKeys
+    signing_keys: SigningKeyKeeper
     verifier: Verifier
     jobs: Jobs
     authenticator: Authenticator
@@ -89,9 +92,18 @@ class House:
     sealer: Sealer
     mirror: Mirror | None
 
+    @property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The published keys: prepared, active and retired ones."""
+        return self.hub.state.keys
+
+    def jwks(self) -> bytes:
+        """The published keys as a JWK Set (RFC 7517); good for PEER_REFRESH_SECONDS."""
+        return jwks(self.public_keys)
+
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown, ConfigurationError."""
-        await self.hub.start(self.settings.issuer, self.public_keys)
+        await self.hub.start(self.settings.issuer, self.signer_keys.read)
         if self.mirror is not None:
             await self.mirror.start()
         self.jobs.start()
@@ -126,8 +138,9 @@ async def open_house(settings: Settings, clock: Clock) -> House:
 
 async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: Stores) -> House:
     randomness = SystemRandomness()
-    signer = await _active_signer(stores.signing_keys, master, clock)
     state = TrustState(clock)
+    active = await _active_key(stores.signing_keys, master, clock)
+    signer = ActiveSigner(active, master, state.is_key_revoked)
     hub = Hub(stores.revocations, state, clock)
     mirror = _open_mirror(settings, stores, state)
     stores.set_doorbell(lambda: _ring(hub, mirror))
@@ -150,7 +163,10 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         stores=stores,
         pool=pool,
         hub=hub,
-        public_keys=await _public_keys(stores.signing_keys),
+        signer_keys=SignerKeys(stores.signing_keys, signer),
+        signing_keys=SigningKeyKeeper(
+            stores.signing_keys, hub, lambda now: generate_key(master, now), _key_lifetime(settings), clock
+        ),
         verifier=verifier,
         jobs=Jobs(sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)),
         authenticator=Authenticator(
@@ -252,18 +268,13 @@ def _hourly(failures: int) -> Limit:
     return Limit(failures, 3_600_000 // failures)
 
 
-async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:
+async def _active_key(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> SigningKeyRecord:
     """The active key; the first start makes one."""
     for record in await keys.list_keys():
         if record.state is KeyState.ACTIVE:
-            return open_key(record, master)
-    new = generate_key(master, Seconds(int(clock.now())))
-    return open_key(await keys.add_active(new, LOCAL_ACT), master)
+            return record
+    return await keys.add_active(generate_key(master, Seconds(int(clock.now()))), LOCAL_ACT)
 
 
-async def _public_keys(keys: SigningKeyStore) -> list[PublicKey]:
-    return [
-        PublicKey.from_coordinates(record.public_x, record.public_y)
-        for record in await keys.list_keys()
-        if record.state is not KeyState.REVOKED
-    ]
+def _key_lifetime(settings: Settings) -> timedelta:
+    return timedelta(days=settings.signing_key_lifetime_days)

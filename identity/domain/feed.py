@@ -13,3 +13,9 @@ class Feed(Protocol):
 
         Never fails the act: it is committed already. Gives up waiting after a second.
         """
+
+    async def keys_changed(self) -> None:
+        """Return once the set of keys, as it is committed, is in force here and on its way to every stream.
+
+        Never fails the act either: where the set cannot be read now, it is read again within a second.
+        """

@@ -31,7 +31,7 @@ from identity.storage.writer import Writer
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration."""
 
 

@@ -355,6 +355,9 @@ class Silent:
     async def published(self, version: int | None) -> None:
         pass
 
+    async def keys_changed(self) -> None:
+        pass
+
 
 class Interrupted(SqlSessionSelection):
     """Something happens after the first part."""

@@ -19,6 +19,7 @@ from identity.feed.log import Log
 from identity.feed.subscription import Subscription
 from identity.v1.trust_pb2 import WatchTrustResponse
 from identity_client.errors import DependencyDown
+from identity_client.tokens.keys import PublicKey
 from identity_client.trust import wire
 from identity_client.trust.entries import Batch, Entry, EntryKind, id_text
 from identity_client.trust.state import TrustState
@@ -35,6 +36,8 @@ class Feed:
         self.entries: list[Entry] = []
         self._chance = random.Random(23)
         self.is_down = False
+        self.keys = [Issuer(FixedClock()).public_key]
+        self.epoch = "epoch"
         self.hidden = 0
         """How many of the changes after what was asked for are missing."""
 
@@ -49,7 +52,17 @@ class Feed:
         return list(enumerate(self.entries[first : version + limit], start=first + 1))
 
     async def live_entries(self) -> tuple[str, int, list[Batch]]:
-        return "epoch", len(self.entries), [Batch.of(self.entries)]
+        return self.epoch, len(self.entries), [Batch.of(self.entries)]
+
+    async def head(self) -> tuple[str, int]:
+        if self.is_down:
+            raise DependencyDown()
+        return self.epoch, len(self.entries)
+
+    async def read_keys(self) -> list[PublicKey]:
+        if self.is_down:
+            raise DependencyDown()
+        return self.keys
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def feed() -> Feed:
 @asynccontextmanager
 async def running(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
     hub = Hub(feed, TrustState(clock), clock)  # type: ignore[arg-type]
-    await hub.start(ISSUER, [Issuer(clock).public_key])
+    await hub.start(ISSUER, feed.read_keys)
     yield hub
     await hub.stop()
 
