@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +32,7 @@ from .domain.once import RequestIds
 from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
-from .domain.randomness import SystemRandomness
+from .domain.randomness import SystemRandomness, new_id
 from .domain.refresh import Refresher
 from .domain.refresh_tokens import RefreshTokens
 from .domain.refusals import RefusalLog
@@ -45,7 +46,7 @@ from .domain.throttle import Limit
 from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SigningKeyRecord
 from .domain.wanted import Audiences
 from .feed.hub import Hub
-from .jobs import Jobs, retention_job, seal_job, sweep_job
+from .jobs import Jobs, led, retention_job, rotation_job, seal_job, sweep_job
 from .signing import ActiveSigner, SignerKeys, generate_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
@@ -67,6 +68,7 @@ AUDIT_SEAL_KEY = "audit-seal"
 class House:
     """The use-cases, ready to be served."""
 
+    name: str  # of this replica, random
     settings: Settings
     stores: Stores
     pool: HashPool
@@ -115,6 +117,7 @@ class House:
             await self.mirror.stop()
         await self.hub.stop()
         await self._seal_rest()
+        await self._release_leases()
         self.pool.close()
         await self.stores.close()
 
@@ -123,6 +126,10 @@ class House:
             await self.sealer.seal()
         except (ChainBroken, RetryLater) as error:
             _log.error("the end of the audit log is not sealed: %s", error)
+
+    async def _release_leases(self) -> None:
+        with contextlib.suppress(RetryLater):  # then another replica waits until they expire
+            await self.stores.leases.release(self.name)
 
 
 async def open_house(settings: Settings, clock: Clock) -> House:
@@ -158,17 +165,21 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
     seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
     sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
+    name = new_id(randomness)
+    keeper = SigningKeyKeeper(
+        stores.signing_keys, hub, lambda now: generate_key(master, now), _key_lifetime(settings), clock
+    )
+    jobs = (sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer), rotation_job(keeper))
     return House(
+        name=name,
         settings=settings,
         stores=stores,
         pool=pool,
         hub=hub,
         signer_keys=SignerKeys(stores.signing_keys, signer),
-        signing_keys=SigningKeyKeeper(
-            stores.signing_keys, hub, lambda now: generate_key(master, now), _key_lifetime(settings), clock
-        ),
+        signing_keys=keeper,
         verifier=verifier,
-        jobs=Jobs(sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)),
+        jobs=Jobs(*(led(job, stores.leases, name) for job in jobs)),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,

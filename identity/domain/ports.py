@@ -351,6 +351,18 @@ class SigningKeyStore(Protocol):
         """Remove the keys whose last token has expired; whether there were any."""
 
 
+class LeaseStore(Protocol):
+    """Leases of jobs that one replica at a time should do. They spare work and nothing else: a replica that was held
+    up may go on after its lease, so what a job does must be safe when two do it at once.
+    """
+
+    async def take(self, name: str, holder: str, seconds: float) -> bool:
+        """Take the lease *name*, or renew one's own; whether *holder* has it for some time from now."""
+
+    async def release(self, holder: str) -> None:
+        """Give back every lease of *holder*, which stops."""
+
+
 class AuditStore(Protocol):
     """The audit log: what was refused goes in, everything comes out."""
 
