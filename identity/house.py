@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.exchange import Exchanger
 from .domain.explain import Explainer
+from .domain.fence import Fencer
 from .domain.grants import SessionTerms
 from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
@@ -75,6 +78,7 @@ class House:
     hub: Hub
     signer_keys: SignerKeys
     signing_keys: SigningKeyKeeper
+    fencer: Fencer
     verifier: Verifier
     jobs: Jobs
     authenticator: Authenticator
@@ -148,7 +152,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     state = TrustState(clock)
     active = await _active_key(stores.signing_keys, master, clock)
     signer = ActiveSigner(active, master, state.is_key_revoked)
-    hub = Hub(stores.revocations, state, clock)
+    hub = Hub(stores.revocations, state, clock, _renew_epoch(stores))
     mirror = _open_mirror(settings, stores, state)
     stores.set_doorbell(lambda: _ring(hub, mirror))
     groups = frozenset(settings.groups)
@@ -166,9 +170,8 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
     sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
     name = new_id(randomness)
-    keeper = SigningKeyKeeper(
-        stores.signing_keys, hub, lambda now: generate_key(master, now), _key_lifetime(settings), clock
-    )
+    make_key = functools.partial(generate_key, master)
+    keeper = SigningKeyKeeper(stores.signing_keys, hub, make_key, _key_lifetime(settings), clock)
     jobs = (sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer), rotation_job(keeper))
     return House(
         name=name,
@@ -178,6 +181,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         hub=hub,
         signer_keys=SignerKeys(stores.signing_keys, signer),
         signing_keys=keeper,
+        fencer=Fencer(stores.fence, make_key, clock),
         verifier=verifier,
         jobs=Jobs(*(led(job, stores.leases, name) for job in jobs)),
         authenticator=Authenticator(
@@ -251,6 +255,10 @@ def _ring(hub: Hub, mirror: Mirror | None) -> None:
     hub.ring()
     if mirror is not None:
         mirror.ring()
+
+
+def _renew_epoch(stores: Stores) -> Callable[[str], Awaitable[bool]]:
+    return lambda epoch: stores.fence.renew_epoch(epoch, LOCAL_ACT)
 
 
 def _lifetimes(settings: Settings) -> Lifetimes:

@@ -19,3 +19,9 @@ class Feed(Protocol):
 
         Never fails the act either: where the set cannot be read now, it is read again within a second.
         """
+
+    async def set_back(self) -> None:
+        """Somebody holds what we have never said, so the database was set back: begin a new epoch, and sound the alarm.
+
+        At most once a minute; never fails the act.
+        """

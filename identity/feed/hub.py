@@ -33,6 +33,9 @@ from identity_client.trust.state import TrustGap, TrustState
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+RENEWAL_SECONDS = 60.0
+"""A new epoch cuts every stream: whoever claims to know more than we do has one at most so often."""
+
 KEYS_SECONDS = 0.5
 """How often the keys and the epoch are read: what another replica changes is known here within a second."""
 HEARTBEAT_SECONDS = 1.0
@@ -52,8 +55,17 @@ ReadKeys = Callable[[], Awaitable[list[PublicKey]]]
 class Hub:
     """Reads the feed, keeps the trust state, serves the streams. Lives on one event loop."""
 
-    def __init__(self, store: RevocationStore, state: TrustState, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: RevocationStore,
+        state: TrustState,
+        clock: Clock,
+        renew_epoch: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """*renew_epoch* begins a new epoch after the one given. Raises DependencyDown."""
         self.state = state
+        self._renew_epoch = renew_epoch
+        self._renewed_at = -math.inf
         self._store = store
         self._clock = clock
         self._issuer = ""
@@ -111,6 +123,20 @@ class Hub:
         with contextlib.suppress(DependencyDown, TimeoutError):
             async with asyncio.timeout(PUBLISH_WAIT_SECONDS):
                 await self._load_keys()
+
+    async def set_back(self) -> None:
+        """SQL knows less than was said before: a new epoch, and an alarm (see domain.feed.Feed)."""
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed_at < RENEWAL_SECONDS:
+            return
+        self._renewed_at = now
+        _log.error(
+            "the database was set back: what was revoked since is forgotten. Run `identity fence`, unless it was done"
+        )
+        with contextlib.suppress(DependencyDown):
+            await self._renew_epoch(self.state.epoch)
+            self._looked_at = -math.inf
+            self.ring()
 
     def subscribe(self, epoch: str, version: int) -> Subscription:
         """A stream that starts from what its peer holds, or from a snapshot. Raises DependencyDown while stopping."""
@@ -246,7 +272,8 @@ class Hub:
         if version > self.state.version:
             if self._data_age() > PUBLISH_WAIT_SECONDS:
                 raise DependencyDown
-            _log.error("a peer holds version %d, the feed ends at %d: SQL was set back", version, self.state.version)
+            _log.error("a peer holds version %d, the feed ends at %d", version, self.state.version)
+            await self.set_back()
 
     async def _transfer(self, subscription: Subscription) -> int:
         """Send a snapshot; -> its version."""

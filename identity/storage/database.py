@@ -18,6 +18,7 @@ from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
 from identity.storage.sql.audit_seals import SqlAuditSealStore
 from identity.storage.sql.credentials import SqlCredentialStore
+from identity.storage.sql.fence import SqlFenceStore
 from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.leases import SqlLeaseStore
 from identity.storage.sql.revocations import SqlRevocationStore
@@ -58,6 +59,7 @@ class Stores:
         self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
+        self.fence = SqlFenceStore(access)
         self.leases = SqlLeaseStore(access)
         self.audit = SqlAuditStore(access, clock)
         self.throttle = SqlThrottleStore(access)

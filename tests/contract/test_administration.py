@@ -358,6 +358,9 @@ class Silent:
     async def keys_changed(self) -> None:
         pass
 
+    async def set_back(self) -> None:
+        pass
+
 
 class Interrupted(SqlSessionSelection):
     """Something happens after the first part."""

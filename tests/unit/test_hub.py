@@ -59,6 +59,10 @@ class Feed:
             raise DependencyDown()
         return self.epoch, len(self.entries)
 
+    async def renew_epoch(self, epoch: str) -> bool:
+        self.epoch = f"after {epoch}"
+        return True
+
     async def read_keys(self) -> list[PublicKey]:
         if self.is_down:
             raise DependencyDown()
@@ -72,7 +76,7 @@ def feed() -> Feed:
 
 @asynccontextmanager
 async def running(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
-    hub = Hub(feed, TrustState(clock), clock)  # type: ignore[arg-type]
+    hub = Hub(feed, TrustState(clock), clock, feed.renew_epoch)  # type: ignore[arg-type]
     await hub.start(ISSUER, feed.read_keys)
     yield hub
     await hub.stop()
@@ -137,15 +141,59 @@ async def test_a_peer_that_was_away_gets_only_what_it_missed(hub: Hub, feed: Fee
     assert (peer.version, peer.digest()) == (10, hub.state.digest())
 
 
-@pytest.mark.parametrize(("epoch", "version"), [("another", 7), ("epoch", 11), ("epoch", -1)])
-async def test_a_resume_point_that_is_not_held_gets_a_snapshot(
-    hub: Hub, feed: Feed, epoch: str, version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
+@pytest.mark.parametrize(("epoch", "version"), [("another", 7), ("another", 11), ("epoch", -1)])
+async def test_a_resume_point_that_is_not_held_gets_a_snapshot(hub: Hub, feed: Feed, epoch: str, version: int) -> None:
     feed.append(10)
     await hub.published(10)
     subscription = hub.subscribe(epoch, version)
     assert await kinds_of(subscription, 2) == ["keys", "snapshot_start"]
+
+
+@pytest.mark.requirement("R26")
+async def test_a_resume_point_beyond_the_feed_begins_a_new_epoch_and_the_next_one_so_soon_gets_a_snapshot(
+    hub: Hub, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
+    feed.append(10)
+    await hub.published(10)
+    first = hub.subscribe("epoch", 11)
+    await until(lambda: first.is_cut)
+    await until(lambda: hub.state.epoch == "after epoch")
+    second = hub.subscribe("after epoch", 11)
+    assert await kinds_of(second, 2) == ["keys", "snapshot_start"]
+    assert feed.epoch == "after epoch"
+
+
+@pytest.mark.requirement("R26")
+async def test_a_changed_set_of_keys_goes_to_every_stream_once_and_a_read_that_fails_keeps_the_old_one(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    subscription = hub.subscribe("", 0)
+    await kinds_of(subscription, 3)
+    first = feed.keys
+    feed.keys = [*first, Issuer(clock).public_key]
+    feed.is_down = True
+    await hub.keys_changed()
+    assert hub.state.keys == tuple(first)
+    feed.is_down = False
+    await hub.keys_changed()
+    await hub.keys_changed()
+    assert hub.state.keys == tuple(feed.keys)
+    assert await kinds_of(subscription, 1) == ["keys"]
+    assert subscription.is_idle
+
+
+@pytest.mark.requirement("R26")
+async def test_the_successor_of_a_revoked_key_is_told_before_the_revocation(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    subscription = hub.subscribe("", 0)
+    await kinds_of(subscription, 3)
+    [revoked] = feed.keys
+    feed.keys = [Issuer(clock).public_key]
+    feed.entries.append(Entry(EntryKind.KEY, revoked.key_id, 1_900_001_000))
+    hub.ring()
+    assert await kinds_of(subscription, 2) == ["keys", "changes"]
 
 
 async def test_while_the_database_is_down_the_age_of_the_data_grows(hub: Hub, feed: Feed, clock: FixedClock) -> None:
