@@ -177,13 +177,6 @@ leases = Table(
     Column("expire_time_ms", BigInteger, nullable=False),
 )
 
-service_secrets = Table(
-    "service_secrets",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("sealed", LargeBinary, nullable=False),  # 32 bytes, under the master key
-)
-
 audit_events = Table(
     "audit_events",
     metadata,

@@ -79,13 +79,14 @@ async def live_a_day(api: Api, database: Path, copy: Path) -> Issued:
     session = await api.open_session("carol", "orders")
     key = await api.create_api_key("orders", "orders")
     copy_database(database, copy)
+    unknown = await api.login("carol")  # of the copy's key, and of a session that the copy does not know
     signing = (
         await api.signing_keys.PrepareSigningKey(pb.PrepareSigningKeyRequest(), metadata=await api.admin())
     ).signing_key
     activate = pb.ActivateSigningKeyRequest(key_id=signing.key_id, force=True)
     await api.signing_keys.ActivateSigningKey(activate, metadata=await api.admin())
     rotated = await api.refresh(before[0].refresh_token)
-    after = [rotated, await api.login("carol"), await api.login("dave")]
+    after = [unknown, rotated, await api.login("carol"), await api.login("dave")]
     sessions = [session, await api.open_session("carol", "orders")]
     keys = [key, await api.create_api_key("orders", "orders")]
     admin = await api.admin()
@@ -194,7 +195,7 @@ async def test_a_fence_that_is_killed_before_its_commit_has_changed_nothing(
     done = run_fence(settings, "--yes", **{failpoints.VARIABLE: "fence.before_commit=kill"})
     assert done.returncode == -signal.SIGKILL
     async with serving(settings) as api:
-        live = issued.access[3:]
+        live = issued.access[2:]
         assert await accepted(api, live, issued.peer_secret) == live
     assert audited(tmp_path, "service.fence") == []
 
@@ -207,7 +208,7 @@ async def test_a_running_service_and_its_streams_follow_a_fence_within_a_second(
         issued = await live_a_day(api, tmp_path / "identity.db", tmp_path / "copy.db")
         house = api.server.house
         assert house is not None
-        epoch, live = house.hub.state.epoch, issued.access[3]
+        epoch, live = house.hub.state.epoch, issued.access[4]
         house.verifier.verify_any_audience(live)
         peer = bearer((await api.login_service("orders", issued.peer_secret)).access_token)
         stream = api.trust.WatchTrust(trust_pb2.WatchTrustRequest(), metadata=peer)
@@ -244,7 +245,7 @@ async def test_a_refresh_count_from_the_future_begins_a_new_epoch_once_a_minute(
         assert api.server.house is not None
         epoch = api.server.house.hub.state.epoch
         for _ in range(3):
-            assert isinstance(await refusal(api.refresh(issued.refresh[2])), StoreSetBack)
+            assert isinstance(await refusal(api.refresh(issued.refresh[3])), StoreSetBack)
         async with asyncio.timeout(5):
             while api.server.house.hub.state.epoch == epoch:
                 await asyncio.sleep(0.05)

@@ -185,8 +185,10 @@ async def test_a_changed_set_of_keys_goes_to_every_stream_once_and_a_read_that_f
 
 @pytest.mark.requirement("R26")
 async def test_the_successor_of_a_revoked_key_is_told_before_the_revocation(
-    hub: Hub, feed: Feed, clock: FixedClock
+    hub: Hub, feed: Feed, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hub_module, "KEYS_SECONDS", float("inf"))
+    hub._looked_at = 0.0
     subscription = hub.subscribe("", 0)
     await kinds_of(subscription, 3)
     [revoked] = feed.keys

@@ -1,4 +1,4 @@
-"""Signing keys that follow one another, leases of background jobs, and secrets that outlive the master key."""
+"""Signing keys that follow one another, and leases of background jobs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,4 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("holder", sa.Text, nullable=False),
         sa.Column("expire_time_ms", sa.BigInteger, nullable=False),
-    )
-    op.create_table(
-        "service_secrets",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("sealed", sa.LargeBinary, nullable=False),
     )
