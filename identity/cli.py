@@ -1,4 +1,4 @@
-"""The command line: identity dev | serve | admin create | password | token | doctor."""
+"""The command line: identity dev | serve | admin create | password | token | doctor | fence."""
 
 from __future__ import annotations
 
@@ -112,6 +112,31 @@ async def create_admin(settings: Settings, username: str, password: str) -> None
         await house.close()
 
 
+async def _fence(options: argparse.Namespace) -> None:
+    settings = load(options.config, os.environ)
+    if not options.yes and not _is_confirmed(settings.issuer):
+        raise ConfigurationError(["nothing was done: confirm with --yes, or type the issuer when asked"])
+    house = await open_house(settings, SystemClock())
+    try:
+        fenced = await house.fencer.fence(LOCAL_ACT, with_credentials=options.credentials)
+    finally:
+        await house.close()
+    print(f"{fenced.grant_count} grants have ended, {fenced.key_count} signing keys are revoked")
+    print(f"nothing that was issued before is accepted; tokens are signed with {fenced.active_key_id} from now on")
+    if not options.credentials:
+        print(
+            "credentials stay. Where a copy of the database was restored, those that were revoked since it was made "
+            "are live again: revoke them anew, or run this with --credentials"
+        )
+
+
+def _is_confirmed(issuer: str) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    print(f"This logs everybody out of {issuer} and revokes every token.")
+    return input("Type the issuer to go on: ").strip() == issuer
+
+
 async def _doctor(options: argparse.Namespace) -> int:
     if options.dev is not None:
         settings = dev.settings_of(dev.DevFiles(options.dev))
@@ -214,6 +239,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dev", type=Path, nargs="?", const=dev.DEFAULT_DIRECTORY, metavar="DIRECTORY")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.set_defaults(run=_doctor)
+
+    command = commands.add_parser(
+        "fence",
+        help="after a restore or a breach: have nothing accepted that was issued before",
+        description="Ends all sessions, revokes all signing keys, and begins a new epoch of the feed, in one "
+        "transaction; while the service runs or when it is stopped.",
+    )
+    command.add_argument("--config", type=Path)
+    command.add_argument("--credentials", action="store_true", help="end API keys, secrets and certificates, too")
+    command.add_argument("--yes", action="store_true", help="do not ask: for scripts")
+    command.set_defaults(run=_fence)
 
     command = commands.add_parser("password", help="replace your own password; the first step of a new user")
     command.add_argument("--address", default=os.environ.get("IDENTITY_ADDRESS"), metavar="HOST:PORT")

@@ -42,7 +42,8 @@ class Settings:
     shared_origins, networks of front ends, sidecars and offices, has throttle_shared_origin_failures.
     trust_streams of WatchTrust are served at once, to the holders of one credential trust_streams_per_grant.
     database_connections: the most that a process opens to a PostgreSQL. audit_retention_days: 0 keeps the log for ever.
-    database and redis_url may hold a password, and are shown nowhere.
+    signing_key_lifetime_days: 0 leaves rotation to administrators. database and redis_url may hold a password, and are
+    shown nowhere.
     """
 
     listen: str = "127.0.0.1:50551"
@@ -78,6 +79,7 @@ class Settings:
     trust_streams_per_grant: int = 1_024
     drain_seconds: int = 10
     audit_retention_days: int = 400
+    signing_key_lifetime_days: int = 30
     log_level: str = "info"
     redis_url: str = field(default="", repr=False)
     redis_prefix: str = schema.DEFAULT_PREFIX
@@ -200,6 +202,7 @@ _RANGES = {
     "trust_streams_per_grant": (4, 100_000),
     "drain_seconds": (0, 600),
     "audit_retention_days": (0, 36_500),
+    "signing_key_lifetime_days": (0, 3_650),
 }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,7 @@ from .domain.authenticate import Authenticator, Lifetimes
 from .domain.credentials import CredentialAdmin
 from .domain.exchange import Exchanger
 from .domain.explain import Explainer
+from .domain.fence import Fencer
 from .domain.grants import SessionTerms
 from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
@@ -31,7 +35,7 @@ from .domain.once import RequestIds
 from .domain.origins import parse_networks
 from .domain.passwords import HashParameters, HashPool, PasswordHasher
 from .domain.ports import SigningKeyStore
-from .domain.randomness import SystemRandomness
+from .domain.randomness import SystemRandomness, new_id
 from .domain.refresh import Refresher
 from .domain.refresh_tokens import RefreshTokens
 from .domain.refusals import RefusalLog
@@ -40,12 +44,13 @@ from .domain.roles import RoleAdmin
 from .domain.sealer import Sealer
 from .domain.session_revoker import SessionRevoker
 from .domain.sessions import SessionKeeper
+from .domain.signing_keys import SigningKeyKeeper, jwks
 from .domain.throttle import Limit
-from .domain.values import FIRST_PARTY, Act, KeyState, Seconds
+from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SigningKeyRecord
 from .domain.wanted import Audiences
 from .feed.hub import Hub
-from .jobs import Job, Jobs, note_job, retention_job, seal_job, sweep_job
-from .signing import LocalSigner, generate_key, open_key
+from .jobs import Job, Jobs, led, note_job, retention_job, rotation_job, seal_job, sweep_job
+from .signing import ActiveSigner, SignerKeys, generate_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
 from .tls import ClientAuthorityFile
@@ -67,11 +72,14 @@ AUDIT_SEAL_KEY = "audit-seal"
 class House:
     """The use-cases, ready to be served."""
 
+    name: str  # of this replica, random
     settings: Settings
     stores: Stores
     pool: HashPool
     hub: Hub
-    public_keys: list[PublicKey]
+    signer_keys: SignerKeys
+    signing_keys: SigningKeyKeeper
+    fencer: Fencer
     verifier: Verifier
     jobs: Jobs
     authenticator: Authenticator
@@ -92,9 +100,18 @@ class House:
     mirror: Mirror | None
     shared_throttle: RedisThrottleStore | None
 
+    @property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The published keys: prepared, active and retired ones."""
+        return self.hub.state.keys
+
+    def jwks(self) -> bytes:
+        """The published keys as a JWK Set (RFC 7517); good for PEER_REFRESH_SECONDS."""
+        return jwks(self.public_keys)
+
     async def open_feed(self) -> None:
         """Load the trust state and follow it; begin the background work. Raises DependencyDown, ConfigurationError."""
-        await self.hub.start(self.settings.issuer, self.public_keys)
+        await self.hub.start(self.settings.issuer, self.signer_keys.read)
         if self.mirror is not None:
             await self.mirror.start()
         self.jobs.start()
@@ -106,6 +123,7 @@ class House:
             await self.mirror.stop()
         await self.hub.stop()
         await self._seal_rest()
+        await self._release_leases()
         self.pool.close()
         await self._note_rest()
         await self.stores.close()
@@ -121,6 +139,10 @@ class House:
         except (ChainBroken, RetryLater) as error:
             _log.error("the end of the audit log is not sealed: %s", error)
 
+    async def _release_leases(self) -> None:
+        with contextlib.suppress(RetryLater):  # then another replica waits until they expire
+            await self.stores.leases.release(self.name)
+
 
 async def open_house(settings: Settings, clock: Clock) -> House:
     """Open the database and the keys, and build. Raises ConfigurationError, DependencyDown."""
@@ -135,9 +157,10 @@ async def open_house(settings: Settings, clock: Clock) -> House:
 
 async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: Stores) -> House:
     randomness = SystemRandomness()
-    signer = await _active_signer(stores.signing_keys, master, clock)
     state = TrustState(clock)
-    hub = Hub(stores.revocations, state, clock)
+    active = await _active_key(stores.signing_keys, master, clock)
+    signer = ActiveSigner(active, master, state.is_key_revoked)
+    hub = Hub(stores.revocations, state, clock, _renew_epoch(stores))
     mirror = _open_mirror(settings, stores, state)
     shared_throttle = _open_throttle(settings, stores, clock)
     stores.set_doorbell(lambda: _ring(hub, mirror))
@@ -155,14 +178,20 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
     seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
     sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
+    name = new_id(randomness)
+    make_key = functools.partial(generate_key, master)
+    keeper = SigningKeyKeeper(stores.signing_keys, hub, make_key, _key_lifetime(settings), clock)
     return House(
+        name=name,
         settings=settings,
         stores=stores,
         pool=pool,
         hub=hub,
-        public_keys=await _public_keys(stores.signing_keys),
+        signer_keys=SignerKeys(stores.signing_keys, signer),
+        signing_keys=keeper,
+        fencer=Fencer(stores.fence, make_key, clock),
         verifier=verifier,
-        jobs=Jobs(*_background(stores, sealer, shared_throttle)),
+        jobs=Jobs(*_background(stores, sealer, keeper, shared_throttle, name)),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,
@@ -241,15 +270,23 @@ def _open_throttle(settings: Settings, stores: Stores, clock: Clock) -> RedisThr
     return RedisThrottleStore(client, settings.redis_prefix, stores.throttle, clock)
 
 
-def _background(stores: Stores, sealer: Sealer, throttle: RedisThrottleStore | None) -> list[Job]:
-    jobs = [sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer)]
-    return jobs if throttle is None else [*jobs, note_job(throttle.note_failures)]
+def _background(
+    stores: Stores, sealer: Sealer, keeper: SigningKeyKeeper, throttle: RedisThrottleStore | None, name: str
+) -> list[Job]:
+    """What one replica does for all, and what each does for itself."""
+    shared = (sweep_job(stores.sweeper), seal_job(sealer), retention_job(sealer), rotation_job(keeper))
+    own = [] if throttle is None else [note_job(throttle.note_failures)]
+    return [*(led(job, stores.leases, name) for job in shared), *own]
 
 
 def _ring(hub: Hub, mirror: Mirror | None) -> None:
     hub.ring()
     if mirror is not None:
         mirror.ring()
+
+
+def _renew_epoch(stores: Stores) -> Callable[[str], Awaitable[bool]]:
+    return lambda epoch: stores.fence.renew_epoch(epoch, LOCAL_ACT)
 
 
 def _lifetimes(settings: Settings) -> Lifetimes:
@@ -278,18 +315,13 @@ def _hourly(failures: int) -> Limit:
     return Limit(failures, 3_600_000 // failures)
 
 
-async def _active_signer(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> LocalSigner:
+async def _active_key(keys: SigningKeyStore, master: MasterKey, clock: Clock) -> SigningKeyRecord:
     """The active key; the first start makes one."""
     for record in await keys.list_keys():
         if record.state is KeyState.ACTIVE:
-            return open_key(record, master)
-    new = generate_key(master, Seconds(int(clock.now())))
-    return open_key(await keys.add_active(new, LOCAL_ACT), master)
+            return record
+    return await keys.add_active(generate_key(master, Seconds(int(clock.now()))), LOCAL_ACT)
 
 
-async def _public_keys(keys: SigningKeyStore) -> list[PublicKey]:
-    return [
-        PublicKey.from_coordinates(record.public_x, record.public_y)
-        for record in await keys.list_keys()
-        if record.state is not KeyState.REVOKED
-    ]
+def _key_lifetime(settings: Settings) -> timedelta:
+    return timedelta(days=settings.signing_key_lifetime_days)

@@ -1,4 +1,7 @@
-"""Background work: a list of jobs, each run again and again until the service stops."""
+"""Background work: a list of jobs, each run again and again until the service stops.
+
+Of several replicas one does each job, the one that holds its lease.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from dataclasses import dataclass
 
 from identity_client.errors import RetryLater
 
-from .domain.ports import Sweeper
+from .domain.ports import LeaseStore, Sweeper
 from .domain.sealer import Sealer
+from .domain.signing_keys import SigningKeyKeeper
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +27,11 @@ SWEEP_ROWS = 2_000
 SEAL_SECONDS = 1.0
 RETENTION_SECONDS = 60.0
 NOTE_SECONDS = 0.25
+ROTATION_SECONDS = 30.0
+
+LEASE_RUNS = 3
+SHORTEST_LEASE_SECONDS = 15.0
+"""A lease lasts for a few runs of its job: so long the job rests when the replica that did it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,22 @@ def note_job(note_failures: Callable[[], Awaitable[None]]) -> Job:
 def retention_job(sealer: Sealer) -> Job:
     """Removes audit events that are older than they are kept."""
     return Job("retention", RETENTION_SECONDS, sealer.remove_old)
+
+
+def rotation_job(keeper: SigningKeyKeeper) -> Job:
+    """Prepares, activates and removes signing keys."""
+    return Job("rotation", ROTATION_SECONDS, keeper.tend)
+
+
+def led(job: Job, leases: LeaseStore, holder: str) -> Job:
+    """*job*, run only while *holder* has its lease."""
+    seconds = max(LEASE_RUNS * job.interval_seconds, SHORTEST_LEASE_SECONDS)
+
+    async def work() -> None:
+        if await leases.take(job.name, holder, seconds):
+            await job.work()
+
+    return Job(job.name, job.interval_seconds, work)
 
 
 async def _run(job: Job) -> None:

@@ -35,6 +35,7 @@ from .rpc.refused_calls import RefusedCalls, TellingJudge
 from .rpc.revocation_service import RevocationServicer
 from .rpc.role_service import RoleServicer
 from .rpc.session_service import SessionServicer
+from .rpc.signing_key_service import SigningKeyServicer
 from .rpc.token_service import TokenServicer
 from .tls import server_credentials
 from .v1 import (
@@ -52,6 +53,8 @@ from .v1 import (
     role_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
+    signing_key_pb2,
+    signing_key_pb2_grpc,
     token_pb2,
     token_pb2_grpc,
     trust_pb2,
@@ -67,6 +70,7 @@ CONTRACT = (
     revocation_pb2,
     role_pb2,
     session_pb2,
+    signing_key_pb2,
     token_pb2,
     trust_pb2,
 )
@@ -169,6 +173,9 @@ class Server:
         )
         revocation_pb2_grpc.add_RevocationServiceServicer_to_server(
             RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations), server
+        )
+        signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(
+            SigningKeyServicer(house.signing_keys, house.request_ids), server
         )
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), server)
         trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)

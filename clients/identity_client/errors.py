@@ -259,6 +259,11 @@ class RoleNotFound(NotFound):
     sentence = "No role has this name."
 
 
+class SigningKeyNotFound(NotFound):
+    reason = "SIGNING_KEY_NOT_FOUND"
+    sentence = "No signing key has this id, or it was removed."
+
+
 class AlreadyExists(IdentityError):
     """ALREADY_EXISTS. Base class; its subclasses say what exists."""
 
@@ -278,6 +283,11 @@ class RoleAlreadyExists(AlreadyExists):
 class CredentialAlreadyExists(AlreadyExists):
     reason = "CREDENTIAL_ALREADY_EXISTS"
     sentence = "The public key or certificate name belongs to a live credential already."
+
+
+class SigningKeyAlreadyPrepared(AlreadyExists):
+    reason = "SIGNING_KEY_ALREADY_PREPARED"
+    sentence = "Another signing key is prepared: activate or retire it first."
 
 
 class SecretAlreadyShown(AlreadyExists):
@@ -323,6 +333,21 @@ class RoleBuiltIn(FailedPrecondition):
 class LastAdmin(FailedPrecondition):
     reason = "LAST_ADMIN"
     sentence = "This is the last enabled user with the role admin: give the role to another user first."
+
+
+class SigningKeyTooNew(FailedPrecondition):
+    reason = "SIGNING_KEY_TOO_NEW"
+    sentence = "The signing key was published too short a time ago: wait until its usable_time, or force it."
+
+
+class SigningKeyMisplaced(FailedPrecondition):
+    reason = "SIGNING_KEY_STATE"
+    sentence = "This does not fit where in its life the signing key is: list the keys."
+
+
+class TooManySigningKeys(FailedPrecondition):
+    reason = "TOO_MANY_SIGNING_KEYS"
+    sentence = "As many signing keys are published as peers take: wait until a retired one is removed."
 
 
 class TokenTooLarge(FailedPrecondition):

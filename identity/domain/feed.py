@@ -13,3 +13,15 @@ class Feed(Protocol):
 
         Never fails the act: it is committed already. Gives up waiting after a second.
         """
+
+    async def keys_changed(self) -> None:
+        """Return once the set of keys, as it is committed, is in force here and on its way to every stream.
+
+        Never fails the act either: where the set cannot be read now, it is read again within a second.
+        """
+
+    async def set_back(self) -> None:
+        """Somebody holds what we have never said, so the database was set back: begin a new epoch, and sound the alarm.
+
+        At most once a minute; never fails the act.
+        """

@@ -322,7 +322,45 @@ class SigningKeyStore(Protocol):
         """Insert as the active key unless there is one; -> the active key, whoever won."""
 
     async def list_keys(self) -> list[SigningKeyRecord]:
-        """Every key that is not removed."""
+        """Every key that is not removed, the oldest first."""
+
+    async def prepare(self, key: SigningKeyRecord, act: Act) -> SigningKeyRecord:
+        """Insert as the prepared key. Raises SigningKeyAlreadyPrepared, TooManySigningKeys; RequestIdReused, and
+        SigningKeyNotFound where a repeat comes after the key was removed.
+        """
+
+    async def activate(self, key_id: str, act: Act, *, force: bool) -> SigningKeyRecord:
+        """Make the prepared key the active one, and retire that; the active one stays as it is.
+
+        Raises SigningKeyNotFound, SigningKeyMisplaced, SigningKeyTooNew (unless *force*).
+        """
+
+    async def retire(self, key_id: str, act: Act) -> SigningKeyRecord:
+        """Retire a prepared key; a retired one stays as it is. Raises SigningKeyNotFound, SigningKeyMisplaced."""
+
+    async def revoke(
+        self, key_id: str, spare: SigningKeyRecord, note: str, act: Act
+    ) -> tuple[SigningKeyRecord, str, int | None]:
+        """Revoke a key, and append it to the feed; a revoked one stays as it is. The active key's place is taken by
+        the prepared one, or by *spare* where none is.
+
+        -> the key, the id of the active one, the feed's version. Raises SigningKeyNotFound.
+        """
+
+    async def remove_old(self) -> bool:
+        """Remove the keys whose last token has expired; whether there were any."""
+
+
+class LeaseStore(Protocol):
+    """Leases of jobs that one replica at a time should do. They spare work and nothing else: a replica that was held
+    up may go on after its lease, so what a job does must be safe when two do it at once.
+    """
+
+    async def take(self, name: str, holder: str, seconds: float) -> bool:
+        """Take the lease *name*, or renew one's own; whether *holder* has it for some time from now."""
+
+    async def release(self, holder: str) -> None:
+        """Give back every lease of *holder*, which stops."""
 
 
 class AuditStore(Protocol):

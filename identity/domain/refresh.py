@@ -138,7 +138,8 @@ class Refresher:
                 raise error
             case Refuse(error):
                 if isinstance(error, StoreSetBack):
-                    _log.error("a refresh token is newer than its session: the database was set back")
+                    _log.error("a refresh token is newer than its session")
+                    await self._feed.set_back()
                 raise error
 
     def _issue(self, snapshot: GrantSnapshot, held: SessionRecord, count: int) -> Issued:

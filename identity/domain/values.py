@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 Seconds = NewType("Seconds", int)
@@ -189,6 +189,9 @@ class Ended:
 
 
 class KeyState(enum.StrEnum):
+    """Where in its life a signing key is: see domain.signing_keys."""
+
+    PREPARED = "prepared"
     ACTIVE = "active"
     RETIRED = "retired"
     REVOKED = "revoked"
@@ -196,11 +199,20 @@ class KeyState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SigningKeyRecord:
-    """A signing key as stored: the public half in the clear, the private half sealed."""
+    """A signing key as stored: the public half in the clear, the private half sealed, and gone once it is not to sign
+    any more."""
 
     key_id: str
     state: KeyState
     public_x: bytes
     public_y: bytes
-    sealed_private_key: bytes
-    create_time: Seconds
+    sealed_private_key: bytes = field(repr=False)
+    create_time: Seconds  # when it was published, too
+    activate_time: Seconds | None = None
+    retire_time: Seconds | None = None
+    revoke_time: Seconds | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its tokens, if there are any, are to be accepted."""
+        return self.state is not KeyState.REVOKED

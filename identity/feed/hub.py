@@ -4,6 +4,9 @@ One task reads the feed from SQL, when the doorbell rings and at least four time
 hands each stream the change, serialised once. Each second it sends a heartbeat that lets receivers prove that they
 missed nothing. A stream that does not keep up is cut: its peer comes back and resumes. One that cannot be resumed gets
 a snapshot, a few streams at a time, and then what changed since; those that wait get a sign of life each second.
+
+Keys ride the same streams. The set is read twice a second, whenever this replica has changed it, and before anybody is
+told of a revoked key.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections.abc import Awaitable, Callable
 
 from identity.domain.ports import RevocationStore
 from identity.feed import events
@@ -24,11 +28,17 @@ from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
 from identity_client.tokens.keys import PublicKey
 from identity_client.trust import wire
+from identity_client.trust.entries import EntryKind
 from identity_client.trust.state import TrustGap, TrustState
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+RENEWAL_SECONDS = 60.0
+"""A new epoch cuts every stream: whoever claims to know more than we do has one at most so often."""
+
+KEYS_SECONDS = 0.5
+"""How often the keys and the epoch are read: what another replica changes is known here within a second."""
 HEARTBEAT_SECONDS = 1.0
 PUBLISH_WAIT_SECONDS = 1.0
 COALESCE_SECONDS = 0.002
@@ -38,13 +48,27 @@ STALL_SECONDS = 10.0
 _READ_LIMIT = events.PART_ENTRIES
 
 
+ReadKeys = Callable[[], Awaitable[list[PublicKey]]]
+"""Answers the published keys as they are committed. Raises DependencyDown."""
+
+
 class Hub:
     """Reads the feed, keeps the trust state, serves the streams. Lives on one event loop."""
 
-    def __init__(self, store: RevocationStore, state: TrustState, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: RevocationStore,
+        state: TrustState,
+        clock: Clock,
+        renew_epoch: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """*renew_epoch* begins a new epoch after the one given. Raises DependencyDown."""
         self.state = state
+        self._renew_epoch = renew_epoch
+        self._renewed_at = -math.inf
         self._store = store
         self._clock = clock
+        self._issuer = ""
         self._doorbell = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._subscriptions: set[Subscription] = set()
@@ -52,16 +76,18 @@ class Hub:
         self._turns = Turns()
         self._recent = Log()
         self._snapshots = Snapshots(state, self._recent, clock)
+        self._read_keys: ReadKeys
         self._keys_event = b""
+        self._keys_turn = asyncio.Lock()
+        self._looked_at = -math.inf
         self._read_time = -math.inf
         self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, issuer: str, keys: list[PublicKey]) -> None:
+    async def start(self, issuer: str, read_keys: ReadKeys) -> None:
         """Load keys and revocations, then follow. Raises DependencyDown."""
-        self.state.set_keys(issuer, keys)
-        event = trust_pb2.WatchTrustResponse(keys=wire.key_set_message(issuer, keys))
-        self._keys_event = event.SerializeToString()
+        self._issuer, self._read_keys = issuer, read_keys
+        await self._load_keys()
         await self._load()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._beat())]
 
@@ -91,6 +117,26 @@ class Hub:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_WAIT_SECONDS), self._advanced:
                 await self._advanced.wait_for(lambda: self.state.version >= version)
+
+    async def keys_changed(self) -> None:
+        """Return once the committed set of keys is in force here (see domain.feed.Feed)."""
+        with contextlib.suppress(DependencyDown, TimeoutError):
+            async with asyncio.timeout(PUBLISH_WAIT_SECONDS):
+                await self._load_keys()
+
+    async def set_back(self) -> None:
+        """SQL knows less than was said before: a new epoch, and an alarm (see domain.feed.Feed)."""
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed_at < RENEWAL_SECONDS:
+            return
+        self._renewed_at = now
+        _log.error(
+            "the database was set back: what was revoked since is forgotten. Run `identity fence`, unless it was done"
+        )
+        with contextlib.suppress(DependencyDown):
+            await self._renew_epoch(self.state.epoch)
+            self._looked_at = -math.inf
+            self.ring()
 
     def subscribe(self, epoch: str, version: int, peer: Peer) -> Subscription:
         """A stream that starts from what *peer* holds, or from a snapshot. Raises DependencyDown while stopping."""
@@ -137,6 +183,7 @@ class Hub:
                     await self._doorbell.wait()
             self._doorbell.clear()
             try:
+                await self._look()
                 while await self._read() == _READ_LIMIT:
                     pass  # more is waiting
             except DependencyDown:
@@ -151,12 +198,43 @@ class Hub:
                 _log.exception("the feed could not be followed")
             await asyncio.sleep(COALESCE_SECONDS)  # what is committed meanwhile shares the next message
 
+    async def _look(self) -> None:
+        """See whether another replica, or a command, has changed the keys or the epoch."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < KEYS_SECONDS:
+            return
+        self._looked_at = now
+        await self._load_keys()
+        epoch, version = await self._store.head()
+        if epoch != self.state.epoch:
+            _log.warning("the feed has a new epoch: it is loaded anew, and every stream with it")
+            await self._load()
+        elif version < self.state.version:
+            raise TrustGap(f"the feed ends at {version}, and was at {self.state.version}")
+
+    async def _load_keys(self) -> None:
+        """Read the keys; tell every stream of a set that is another. One at a time: the last to begin has the last
+        word."""
+        async with self._keys_turn:
+            keys = await self._read_keys()
+            revision = self.state.revision
+            self.state.set_keys(self._issuer, keys)
+            if self.state.revision == revision:
+                return
+            event = trust_pb2.WatchTrustResponse(keys=wire.key_set_message(self._issuer, keys))
+            self._keys_event = event.SerializeToString()
+            for subscription in self._subscriptions:
+                subscription.put(self._keys_event)
+
     async def _read(self) -> int:
         read_time = self._clock.monotonic()
         changes = await self._store.entries_since(self.state.version, _READ_LIMIT)
         self._note_read(read_time)
         if not changes:
             return 0
+        if any(entry.kind is EntryKind.KEY for _, entry in changes):
+            # The key's successor comes first: from now on it signs here, and its tokens shall be known.
+            await self.keys_changed()
         self.state.apply(changes[0][0], changes[-1][0], [entry for _, entry in changes])
         self._recent.extend(changes)
         for event in events.changes(changes):
@@ -194,7 +272,8 @@ class Hub:
         if version > self.state.version:
             if self._data_age() > PUBLISH_WAIT_SECONDS:
                 raise DependencyDown
-            _log.error("a peer holds version %d, the feed ends at %d: SQL was set back", version, self.state.version)
+            _log.error("a peer holds version %d, the feed ends at %d", version, self.state.version)
+            await self.set_back()
 
     async def _transfer(self, subscription: Subscription, peer: Peer) -> int:
         """Send a snapshot; -> its version."""

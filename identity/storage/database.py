@@ -12,7 +12,9 @@ from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
 from identity.storage.sql.audit_seals import SqlAuditSealStore
 from identity.storage.sql.credentials import SqlCredentialStore
+from identity.storage.sql.fence import SqlFenceStore
 from identity.storage.sql.grants import SqlGrantStore
+from identity.storage.sql.leases import SqlLeaseStore
 from identity.storage.sql.revocations import SqlRevocationStore
 from identity.storage.sql.roles import SqlRoleStore
 from identity.storage.sql.session_selection import SqlSessionSelection
@@ -40,6 +42,8 @@ class Stores:
         self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
+        self.fence = SqlFenceStore(access)
+        self.leases = SqlLeaseStore(access)
         self.audit = SqlAuditStore(access, clock)
         self.throttle = SqlThrottleStore(access)
         self.audit_seals = SqlAuditSealStore(access)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, insert, select, text
 
 from identity.storage.tables import feed_head
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration."""
 
 

@@ -168,10 +168,22 @@ signing_keys = Table(
     Column("state", TEXT, nullable=False),
     Column("public_x", LargeBinary, nullable=False),
     Column("public_y", LargeBinary, nullable=False),
-    Column("sealed_private_key", LargeBinary, nullable=False),
-    Column("create_time", BigInteger, nullable=False),
+    Column("sealed_private_key", LargeBinary, nullable=False),  # empty once it is not to sign any more
+    Column("create_time", BigInteger, nullable=False),  # and published
+    Column("activate_time", BigInteger),
+    Column("retire_time", BigInteger),
+    Column("revoke_time", BigInteger),
 )
 Index("one_active_signing_key", signing_keys.c.state, unique=True, **only(signing_keys.c.state == "active"))
+Index("one_prepared_signing_key", signing_keys.c.state, unique=True, **only(signing_keys.c.state == "prepared"))
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", TEXT, primary_key=True),  # of a job
+    Column("holder", TEXT, nullable=False),  # a replica, by a random name
+    Column("expire_time_ms", BigInteger, nullable=False),
+)
 
 audit_events = Table(
     "audit_events",

@@ -113,6 +113,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: nobody could administer the service afterwards: this is the last enabled user
     with the role admin.
     """
+    ERROR_REASON_SIGNING_KEY_NOT_FOUND: _ErrorReason.ValueType  # 75
+    """NOT_FOUND: no signing key has this id."""
+    ERROR_REASON_SIGNING_KEY_ALREADY_PREPARED: _ErrorReason.ValueType  # 76
+    """ALREADY_EXISTS: another signing key is prepared; activate or retire it first."""
+    ERROR_REASON_SIGNING_KEY_TOO_NEW: _ErrorReason.ValueType  # 77
+    """FAILED_PRECONDITION: the signing key was published too short a time ago; the message says how long to
+    wait. In an emergency it can be forced.
+    """
+    ERROR_REASON_SIGNING_KEY_STATE: _ErrorReason.ValueType  # 78
+    """FAILED_PRECONDITION: what was asked for does not fit where in its life the signing key is."""
+    ERROR_REASON_TOO_MANY_SIGNING_KEYS: _ErrorReason.ValueType  # 79
+    """FAILED_PRECONDITION: as many signing keys are published as peers take; wait until one is removed."""
     ERROR_REASON_DEPENDENCY_DOWN: _ErrorReason.ValueType  # 80
     """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""
     ERROR_REASON_TRUST_STALE: _ErrorReason.ValueType  # 81
@@ -218,6 +230,18 @@ ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 74
 """FAILED_PRECONDITION: nobody could administer the service afterwards: this is the last enabled user
 with the role admin.
 """
+ERROR_REASON_SIGNING_KEY_NOT_FOUND: ErrorReason.ValueType  # 75
+"""NOT_FOUND: no signing key has this id."""
+ERROR_REASON_SIGNING_KEY_ALREADY_PREPARED: ErrorReason.ValueType  # 76
+"""ALREADY_EXISTS: another signing key is prepared; activate or retire it first."""
+ERROR_REASON_SIGNING_KEY_TOO_NEW: ErrorReason.ValueType  # 77
+"""FAILED_PRECONDITION: the signing key was published too short a time ago; the message says how long to
+wait. In an emergency it can be forced.
+"""
+ERROR_REASON_SIGNING_KEY_STATE: ErrorReason.ValueType  # 78
+"""FAILED_PRECONDITION: what was asked for does not fit where in its life the signing key is."""
+ERROR_REASON_TOO_MANY_SIGNING_KEYS: ErrorReason.ValueType  # 79
+"""FAILED_PRECONDITION: as many signing keys are published as peers take; wait until one is removed."""
 ERROR_REASON_DEPENDENCY_DOWN: ErrorReason.ValueType  # 80
 """UNAVAILABLE: the database does not answer; RetryInfo says when to repeat."""
 ERROR_REASON_TRUST_STALE: ErrorReason.ValueType  # 81

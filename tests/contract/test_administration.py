@@ -354,6 +354,12 @@ class Silent:
     async def published(self, version: int | None) -> None:
         pass
 
+    async def keys_changed(self) -> None:
+        pass
+
+    async def set_back(self) -> None:
+        pass
+
 
 class Interrupted(SqlSessionSelection):
     """Something happens after the first part."""

@@ -24,6 +24,7 @@ from identity.v1 import (
     role_pb2,
     role_pb2_grpc,
     session_pb2_grpc,
+    signing_key_pb2_grpc,
     token_pb2,
     token_pb2_grpc,
     trust_pb2_grpc,
@@ -85,6 +86,7 @@ class Api:
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.roles = role_pb2_grpc.RoleServiceStub(self.channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(self.channel)
+        self.signing_keys = signing_key_pb2_grpc.SigningKeyServiceStub(self.channel)
         self.credentials = credential_pb2_grpc.CredentialServiceStub(self.channel)
 
     async def login(

@@ -149,7 +149,8 @@ async def test_a_changed_password_is_guessed_at_under_the_same_counter(api: Api)
 async def test_200_guesses_at_once_are_hashed_no_more_often_than_ten_one_by_one(api: Api, hashed: list[bytes]) -> None:
     refusals = await asyncio.gather(*(refusal(api.login("carol", WRONG)) for _ in range(200)))
     assert sum(isinstance(error, BadCredentials) for error in refusals) == 10
-    assert sum(isinstance(error, Throttled) for error in refusals) == 190
+    # Those for whom there was no place among the hashes were refused before anything was counted.
+    assert sum(isinstance(error, Throttled | Overloaded) for error in refusals) == 190
     assert len(hashed) == 10
 
 

@@ -117,8 +117,9 @@ async def tell_every_rpc(api: Api) -> tuple[dict[str, str | bytes], list[bytes]]
 def private_key(api: Api) -> bytes:
     """The raw scalar of the key that signs."""
     assert api.server.house is not None
-    signer = api.server.house.authenticator._minter._signer
-    assert isinstance(signer, signing.LocalSigner)
+    active = api.server.house.authenticator._minter._signer
+    assert isinstance(active, signing.ActiveSigner)
+    signer = active._signer
     der = signer._private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     number = signer._private_key.private_numbers().private_value.to_bytes(32, "big")
     assert number in der

@@ -20,6 +20,7 @@ from identity.feed.subscription import Subscription
 from identity.feed.turns import Peer
 from identity.v1.trust_pb2 import WatchTrustResponse
 from identity_client.errors import DependencyDown
+from identity_client.tokens.keys import PublicKey
 from identity_client.trust import wire
 from identity_client.trust.entries import Batch, Entry, EntryKind, id_text
 from identity_client.trust.state import TrustState
@@ -44,6 +45,8 @@ class Feed:
         self.entries: list[Entry] = []
         self._chance = random.Random(23)
         self.is_down = False
+        self.keys = [Issuer(FixedClock()).public_key]
+        self.epoch = "epoch"
         self.hidden = 0
         """How many of the changes after what was asked for are missing."""
 
@@ -58,7 +61,21 @@ class Feed:
         return list(enumerate(self.entries[first : version + limit], start=first + 1))
 
     async def live_entries(self) -> tuple[str, int, list[Batch]]:
-        return "epoch", len(self.entries), [Batch.of(self.entries)]
+        return self.epoch, len(self.entries), [Batch.of(self.entries)]
+
+    async def head(self) -> tuple[str, int]:
+        if self.is_down:
+            raise DependencyDown()
+        return self.epoch, len(self.entries)
+
+    async def renew_epoch(self, epoch: str) -> bool:
+        self.epoch = f"after {epoch}"
+        return True
+
+    async def read_keys(self) -> list[PublicKey]:
+        if self.is_down:
+            raise DependencyDown()
+        return self.keys
 
 
 @pytest.fixture
@@ -68,8 +85,8 @@ def feed() -> Feed:
 
 @asynccontextmanager
 async def running(feed: Feed, clock: FixedClock) -> AsyncIterator[Hub]:
-    hub = Hub(feed, TrustState(clock), clock)  # type: ignore[arg-type]
-    await hub.start(ISSUER, [Issuer(clock).public_key])
+    hub = Hub(feed, TrustState(clock), clock, feed.renew_epoch)  # type: ignore[arg-type]
+    await hub.start(ISSUER, feed.read_keys)
     yield hub
     await hub.stop()
 
@@ -133,15 +150,61 @@ async def test_a_peer_that_was_away_gets_only_what_it_missed(hub: Hub, feed: Fee
     assert (peer.version, peer.digest()) == (10, hub.state.digest())
 
 
-@pytest.mark.parametrize(("epoch", "version"), [("another", 7), ("epoch", 11), ("epoch", -1)])
-async def test_a_resume_point_that_is_not_held_gets_a_snapshot(
-    hub: Hub, feed: Feed, epoch: str, version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
+@pytest.mark.parametrize(("epoch", "version"), [("another", 7), ("another", 11), ("epoch", -1)])
+async def test_a_resume_point_that_is_not_held_gets_a_snapshot(hub: Hub, feed: Feed, epoch: str, version: int) -> None:
     feed.append(10)
     await hub.published(10)
     subscription = hub.subscribe(epoch, version, PEER)
     assert await kinds_of(subscription, 2) == ["keys", "snapshot_start"]
+
+
+@pytest.mark.requirement("R26")
+async def test_a_resume_point_beyond_the_feed_begins_a_new_epoch_and_the_next_one_so_soon_gets_a_snapshot(
+    hub: Hub, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
+    feed.append(10)
+    await hub.published(10)
+    first = hub.subscribe("epoch", 11, PEER)
+    await until(lambda: first.is_cut)
+    await until(lambda: hub.state.epoch == "after epoch")
+    second = hub.subscribe("after epoch", 11, PEER)
+    assert await kinds_of(second, 2) == ["keys", "snapshot_start"]
+    assert feed.epoch == "after epoch"
+
+
+@pytest.mark.requirement("R26")
+async def test_a_changed_set_of_keys_goes_to_every_stream_once_and_a_read_that_fails_keeps_the_old_one(
+    hub: Hub, feed: Feed, clock: FixedClock
+) -> None:
+    subscription = hub.subscribe("", 0, PEER)
+    await kinds_of(subscription, 3)
+    first = feed.keys
+    feed.keys = [*first, Issuer(clock).public_key]
+    feed.is_down = True
+    await hub.keys_changed()
+    assert hub.state.keys == tuple(first)
+    feed.is_down = False
+    await hub.keys_changed()
+    await hub.keys_changed()
+    assert hub.state.keys == tuple(feed.keys)
+    assert await kinds_of(subscription, 1) == ["keys"]
+    assert subscription.is_idle
+
+
+@pytest.mark.requirement("R26")
+async def test_the_successor_of_a_revoked_key_is_told_before_the_revocation(
+    hub: Hub, feed: Feed, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "KEYS_SECONDS", float("inf"))
+    hub._looked_at = 0.0
+    subscription = hub.subscribe("", 0, PEER)
+    await kinds_of(subscription, 3)
+    [revoked] = feed.keys
+    feed.keys = [Issuer(clock).public_key]
+    feed.entries.append(Entry(EntryKind.KEY, revoked.key_id, 1_900_001_000))
+    hub.ring()
+    assert await kinds_of(subscription, 2) == ["keys", "changes"]
 
 
 async def test_while_the_database_is_down_the_age_of_the_data_grows(hub: Hub, feed: Feed, clock: FixedClock) -> None:

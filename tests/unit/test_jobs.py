@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from identity.jobs import SWEEP_ROWS, Jobs, sweep_job
+from identity.jobs import SWEEP_ROWS, Job, Jobs, led, sweep_job
 from identity_client.errors import DependencyDown
 from tests.rpc.api import Api
 
@@ -67,6 +67,39 @@ async def test_jobs_that_were_stopped_run_no_more() -> None:
 async def test_a_running_service_sweeps(api: Api) -> None:
     assert api.server.house is not None
     jobs = api.server.house.jobs
-    assert "sweep" in {job.name for job in jobs._jobs}
+    assert {job.name for job in jobs._jobs} == {"sweep", "seal", "retention", "rotation"}
     assert len(jobs._tasks) == len(jobs._jobs)
     assert not any(task.done() for task in jobs._tasks)
+
+
+class Lease:
+    """A lease that the test gives away."""
+
+    def __init__(self) -> None:
+        self.holder = "one"
+        self.asked: list[tuple[str, float]] = []
+
+    async def take(self, name: str, holder: str, seconds: float) -> bool:
+        self.asked.append((name, seconds))
+        return self.holder == holder
+
+    async def release(self, holder: str) -> None:
+        raise AssertionError
+
+
+async def test_a_job_is_done_by_the_replica_that_holds_its_lease_as_long_as_it_does() -> None:
+    lease, done = Lease(), list[str]()
+
+    def job(holder: str) -> Job:
+        async def work() -> None:
+            done.append(holder)
+
+        return led(Job("job", 60.0, work), lease, holder)
+
+    one, other = job("one"), job("other")
+    for holder in ("one", "other", "nobody"):
+        lease.holder = holder
+        await one.work()
+        await other.work()
+    assert done == ["one", "other"]
+    assert set(lease.asked) == {("job", 180.0)}

@@ -71,6 +71,11 @@ class TrustState:
         """The published key of this name."""
         return self._keys.get(key_id)
 
+    def is_key_revoked(self, key_id: str) -> bool:
+        """Whether no token of this key is accepted, whoever else is its subject."""
+        held = self._held
+        return held is not None and held.contains(EntryKind.KEY, key_id)
+
     def entries(self) -> Iterator[Entry]:
         """Every live revocation."""
         return iter(self._held or ())

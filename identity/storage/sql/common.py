@@ -97,6 +97,12 @@ def take_turn(connection: Connection) -> None:
 _TURN = text("SELECT pg_advisory_xact_lock(1)")
 
 
+def take_time(connection: Connection) -> None:
+    """Let the statements of this transaction take as long as they need: they touch every row there is."""
+    if is_postgres(connection):
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+
 def publish(
     connection: Connection,
     kind: EntryKind,

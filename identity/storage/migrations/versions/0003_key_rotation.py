@@ -1,0 +1,31 @@
+"""Signing keys that follow one another, and leases of background jobs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from identity.storage.migrations.types import TEXT, only
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add what is new. The program before this one goes on with what it knows."""
+    for name in ("activate_time", "retire_time", "revoke_time"):
+        op.add_column("signing_keys", sa.Column(name, sa.BigInteger))
+    op.execute("UPDATE signing_keys SET activate_time = create_time WHERE state = 'active'")
+    op.create_index(
+        "one_prepared_signing_key",
+        "signing_keys",
+        ["state"],
+        unique=True,
+        **only("state = 'prepared'"),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", TEXT, primary_key=True),
+        sa.Column("holder", TEXT, nullable=False),
+        sa.Column("expire_time_ms", sa.BigInteger, nullable=False),
+    )
