@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from identity_client.errors import InvalidRequest, Overloaded
 
+from .meters import Meter, NoMeter
 from .randomness import Randomness
 from .secrets import refuse_token_text
 
@@ -98,12 +100,15 @@ class HashPool:
     One origin may hold half of the places: a flood from there leaves the others theirs.
     """
 
-    def __init__(self, workers: int, queue_limit: int, seconds_per_item: float = 0.05) -> None:
+    def __init__(
+        self, workers: int, queue_limit: int, seconds_per_item: float = 0.05, meter: Meter | None = None
+    ) -> None:
         self._executor = ThreadPoolExecutor(workers, "password-hash", initializer=_yield_to_everyone)
         self._limit = workers + queue_limit
         self._limit_of_one = (self._limit + 1) // 2
         self._workers = workers
         self._seconds_per_item = seconds_per_item
+        self._meter = meter or NoMeter()
         self._held = 0
         self._held_by: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -116,13 +121,16 @@ class HashPool:
     async def run(self, work: Callable[[], T], origin: str | None = None) -> T:
         """Run *work*, for *origin* or for the house itself. Raises Overloaded at once when no place is free."""
         self._take_place(origin)
+        began = time.perf_counter()
         try:
             future = self._executor.submit(work)
         except BaseException:
             self._give_place(origin)
             raise
         future.add_done_callback(lambda _: self._give_place(origin))
-        return await asyncio.wrap_future(future)
+        result = await asyncio.wrap_future(future)
+        self._meter.hashed(time.perf_counter() - began)
+        return result
 
     def close(self) -> None:
         """Drop what waits and end the threads."""
@@ -133,6 +141,7 @@ class HashPool:
             held_by_origin = 0 if origin is None else self._held_by[origin]
             if self._held >= self._limit or held_by_origin >= self._limit_of_one:
                 retry_after = max(1.0, self._held * self._seconds_per_item / self._workers)
+                self._meter.hash_refused()
                 raise Overloaded("Too many passwords are waiting to be checked: repeat the call later.", retry_after)
             self._held += 1
             if origin is not None:

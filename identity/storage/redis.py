@@ -90,6 +90,11 @@ class Mirror:
                 await self._task
         await self._redis.aclose()
 
+    @property
+    def is_following(self) -> bool:
+        """Whether the last attempt to bring it up to date went well."""
+        return not self._problem
+
     def ring(self) -> None:
         """The doorbell: something was committed."""
         self._doorbell.set()

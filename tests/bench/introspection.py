@@ -53,6 +53,7 @@ def serve(folder: str, pipe: Any) -> None:
         server = Server(
             Settings(
                 listen="127.0.0.1:0",
+                http_listen="",
                 database=f"sqlite:///{folder}/identity.db",
                 master_key_file=f"{folder}/master.key",
                 hash_memory_kib=64,

@@ -127,6 +127,7 @@ async def _tick(lags: list[float]) -> None:
 def _settings(folder: str) -> Settings:
     return Settings(
         listen="127.0.0.1:0",
+        http_listen="",
         database=f"sqlite:///{folder}/identity.db",
         master_key_file=f"{folder}/master.key",
     )
