@@ -1,7 +1,7 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults bench bench-quick requirements format lint types layers protos protos-fresh breaking \
+.PHONY: help setup run demo test unit attacks faults bench bench-quick requirements reference format lint types layers protos protos-fresh breaking \
         examples versions check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
@@ -49,6 +49,9 @@ bench: $(READY)  ## measure; the figures go to build/bench.json: make bench B=ve
 
 bench-quick: $(READY)  ## the same, smaller: seconds
 	@$(BIN)/python -m tests.bench --quick $(B)
+
+reference: $(READY)  ## write the tables of settings and metrics in identity/README.md anew
+	@$(BIN)/python -m identity.reference
 
 requirements: $(READY)  ## show which tests prove which requirement; fails where one that is due has none
 	@$(BIN)/python -m pytest -q -m requirement --requirements tests

@@ -182,7 +182,7 @@ def _defaults() -> dict[str, Any]:
 
 # -- checking ------------------------------------------------------------------------------------------------------
 
-_RANGES = {
+RANGES = {
     "access_token_lifetime_seconds": (5, 3_600),
     "refresh_idle_lifetime_seconds": (60, 366 * 86_400),
     "session_idle_lifetime_seconds": (60, 366 * 86_400),
@@ -211,7 +211,7 @@ _RANGES = {
 def _check_ranges(settings: Settings) -> list[str]:
     return [
         f"{name} is {getattr(settings, name):,}; it must be {low:,} to {high:,}"
-        for name, (low, high) in _RANGES.items()
+        for name, (low, high) in RANGES.items()
         if not low <= getattr(settings, name) <= high
     ]
 

@@ -78,7 +78,6 @@ CONTRACT = (
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it silently
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.max_send_message_length", 1024 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
@@ -96,6 +95,7 @@ class Server:
     """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop().
 
     *interceptors* are those of an embedding program; they stand behind the guard, next to the handlers.
+    With *is_sharing_port* other processes may listen on the same port.
     """
 
     def __init__(
@@ -103,7 +103,10 @@ class Server:
         settings: Settings,
         clock: Clock | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        is_sharing_port: bool = False,
     ) -> None:
+        self._is_sharing_port = is_sharing_port
         self._settings = settings
         self._interceptors = interceptors
         self._clock = clock or SystemClock()
@@ -133,10 +136,13 @@ class Server:
         self.house = await open_house(self._settings, self._clock, self.metrics)
         await self._operations.opened(self.house)
         self.refused_calls = RefusedCalls(self.house.stores.audit)
+        if self._is_sharing_port:  # connections that came to us before we are ready would be served by none
+            await self.house.open_feed()
         self._grpc = self._build(self.house, self.refused_calls)
         address = self._bind(self._grpc)
         await self._grpc.start()
-        await self.house.open_feed()
+        if not self._is_sharing_port:
+            await self.house.open_feed()
         await self._set_health(HealthCheckResponse.SERVING)
         self._readiness.is_serving = True
         return address
@@ -198,7 +204,8 @@ class Server:
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         age_ms = self._settings.connection_age_seconds * 1_000  # grpc itself spreads it by a tenth either way
-        return (*_OPTIONS, ("grpc.max_connection_age_ms", age_ms))
+        # Unless it is meant so, a second server on the port must fail, not share it silently.
+        return (*_OPTIONS, ("grpc.so_reuseport", int(self._is_sharing_port)), ("grpc.max_connection_age_ms", age_ms))
 
     def _guard(self, house: House) -> Guard:
         judge = TellingJudge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)

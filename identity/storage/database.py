@@ -22,7 +22,7 @@ from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
 from identity.storage.sql.throttle import SqlThrottleStore
-from identity_client.clock import Clock
+from identity_client.clock import Clock, SystemClock
 from identity_client.errors import DependencyDown
 
 DEFAULT_CONNECTIONS = 12
@@ -68,6 +68,16 @@ async def open_stores(
     """
     access = await _open_postgres(url, clock, connections) if is_postgres(url) else _open_sqlite(url, clock)
     return Stores(MeteredAccess(access, meter or NoMeter()), clock)
+
+
+async def migrate_database(url: str) -> None:
+    """Bring the schema up to date. Raises DependencyDown."""
+    if is_postgres(url):
+        from identity.storage.postgres import migrate_postgres
+
+        await migrate_postgres(url)
+    else:
+        await _open_sqlite(url, SystemClock()).close()
 
 
 async def _open_postgres(url: str, clock: Clock, connections: int) -> Access:
