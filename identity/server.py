@@ -32,8 +32,8 @@ from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
-from .rpc.open_streams import OpenStreams, StreamLimit
 from .rpc.observing import Observing
+from .rpc.open_streams import OpenStreams, StreamLimit
 from .rpc.refused_calls import RefusedCalls, TellingJudge
 from .rpc.revocation_service import RevocationServicer
 from .rpc.role_service import RoleServicer

@@ -23,6 +23,9 @@ class MeteredAccess:
     async def read(self, work: Work[T]) -> T:
         return await self._measured("read", self._access.read(work))
 
+    async def look_up(self, work: Work[T]) -> T:
+        return await self._measured("read", self._access.look_up(work))
+
     async def write(self, work: Work[T]) -> T:
         return await self._measured("write", self._access.write(work))
 
