@@ -1,8 +1,8 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults bench bench-quick bench-report requirements format lint types \
-        layers protos protos-fresh breaking examples versions check clean
+.PHONY: help setup run demo test unit attacks faults bench bench-quick bench-report requirements reference format lint \
+        types layers protos protos-fresh breaking examples versions check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -52,6 +52,9 @@ bench-quick: $(READY)  ## the same, smaller: within three minutes
 
 bench-report: $(READY)  ## put the figures of build/bench.json into tests/bench/README.md, and draw them
 	@$(BIN)/python -m tests.bench.report
+
+reference: $(READY)  ## write the tables of settings and metrics in identity/README.md anew
+	@$(BIN)/python -m identity.reference
 
 requirements: $(READY)  ## show which tests prove which requirement; fails where one that is due has none
 	@$(BIN)/python -m pytest -q -m requirement --requirements tests

@@ -1,4 +1,4 @@
-"""The command line: identity dev | serve | admin create | password | token | doctor | fence."""
+"""The command line: identity dev | serve | migrate | admin create | password | token | doctor | fence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError
@@ -21,6 +22,8 @@ from .config import ConfigurationError, Settings, load, read
 from .house import LOCAL_ACT, open_house
 from .password_command import ask_passwords, change_password, split_passwords
 from .server import Server, serve_until
+from .storage.database import migrate_database
+from .storage.schema import REVISION
 from .token_command import fetch_token
 
 _log = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ async def _serve(options: argparse.Namespace) -> None:
     if os.environ.get(failpoints.VARIABLE):
         raise ConfigurationError([f"{failpoints.VARIABLE} is set: failpoints are for tests, not for production"])
     settings = load(options.config, os.environ)
+    if settings.workers > 1:
+        _become_supervisor(options.config)
     logs.configure(settings.log_level)
     for warning in settings.warnings():
         _log.warning(warning)
@@ -71,6 +76,12 @@ async def _serve(options: argparse.Namespace) -> None:
         _log.info("identity is ready on %s", address)
 
     await _serve_until_signal(Server(settings), announce, settings.drain_seconds)
+
+
+def _become_supervisor(config: Path | None) -> NoReturn:
+    """Go on as the process that keeps the workers: it must have loaded nothing of grpc."""
+    command = [sys.executable, "-m", "identity.supervisor", *([str(config)] if config else [])]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 async def _serve_until_signal(server: Server, announce: Callable[[str], Awaitable[None]], drain_seconds: float) -> None:
@@ -135,6 +146,11 @@ def _is_confirmed(issuer: str) -> bool:
         return False
     print(f"This logs everybody out of {issuer} and revokes every token.")
     return input("Type the issuer to go on: ").strip() == issuer
+
+
+async def _migrate(options: argparse.Namespace) -> None:
+    await migrate_database(load(options.config, os.environ).database)
+    print(f"the schema is of revision {REVISION}")
 
 
 async def _doctor(options: argparse.Namespace) -> int:
@@ -217,6 +233,14 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", help="run in production")
     command.add_argument("--config", type=Path, help="a TOML file; IDENTITY_* variables win over it")
     command.set_defaults(run=_serve)
+
+    command = commands.add_parser(
+        "migrate",
+        help="bring the database's schema up to date",
+        description="Before the servers of a new release are started; those of the release before go on meanwhile.",
+    )
+    command.add_argument("--config", type=Path, help="the file that `identity serve` is started with")
+    command.set_defaults(run=_migrate)
 
     admin = commands.add_parser("admin", help="work on the database itself").add_subparsers(
         required=True, metavar="COMMAND"

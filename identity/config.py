@@ -47,6 +47,7 @@ class Settings:
     """
 
     listen: str = "127.0.0.1:50551"
+    http_listen: str = "127.0.0.1:50550"
     issuer: str = "https://identity.localhost"
     database: str = field(default="sqlite:///identity.db", repr=False)
     database_connections: int = 12
@@ -77,6 +78,8 @@ class Settings:
     shared_origins: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     trust_streams: int = 4_096
     trust_streams_per_grant: int = 1_024
+    workers: int = 1
+    connection_age_seconds: int = 300
     drain_seconds: int = 10
     audit_retention_days: int = 400
     signing_key_lifetime_days: int = 30
@@ -181,7 +184,7 @@ def _defaults() -> dict[str, Any]:
 
 # -- checking ------------------------------------------------------------------------------------------------------
 
-_RANGES = {
+RANGES = {
     "access_token_lifetime_seconds": (5, 3_600),
     "refresh_idle_lifetime_seconds": (60, 366 * 86_400),
     "session_idle_lifetime_seconds": (60, 366 * 86_400),
@@ -200,6 +203,8 @@ _RANGES = {
     "throttle_shared_origin_failures": (10, 1_000_000),
     "trust_streams": (16, 100_000),
     "trust_streams_per_grant": (4, 100_000),
+    "workers": (1, 64),
+    "connection_age_seconds": (10, 86_400),
     "drain_seconds": (0, 600),
     "audit_retention_days": (0, 36_500),
     "signing_key_lifetime_days": (0, 3_650),
@@ -209,7 +214,7 @@ _RANGES = {
 def _check_ranges(settings: Settings) -> list[str]:
     return [
         f"{name} is {getattr(settings, name):,}; it must be {low:,} to {high:,}"
-        for name, (low, high) in _RANGES.items()
+        for name, (low, high) in RANGES.items()
         if not low <= getattr(settings, name) <= high
     ]
 
@@ -259,9 +264,11 @@ def _check_files(settings: Settings) -> list[str]:
 
 def _check_wire(settings: Settings) -> list[str]:
     problems = []
-    host, _, port = settings.listen.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port) < 65_536):
+    host = settings.listen.rpartition(":")[0]
+    if not _is_address(settings.listen):
         problems.append("listen must be HOST:PORT")
+    if settings.http_listen and not _is_address(settings.http_listen):
+        problems.append("http_listen must be HOST:PORT, or empty for none")
     if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
         problems.append("tls_certificate_file and tls_key_file belong together")
     if settings.tls_client_ca_file and not settings.tls_certificate_file:
@@ -272,6 +279,12 @@ def _check_wire(settings: Settings) -> list[str]:
             "or allow_plaintext = true where something else encrypts the wire"
         )
     return problems
+
+
+def _check_workers(settings: Settings) -> list[str]:
+    if settings.workers > 1 and settings.database.startswith("sqlite"):
+        return ["workers: more than one needs a postgresql:// database"]
+    return []
 
 
 def _check_redis(settings: Settings) -> list[str]:
@@ -290,8 +303,14 @@ _CHECKS: tuple[Callable[[Settings], list[str]], ...] = (
     _check_networks,
     _check_files,
     _check_wire,
+    _check_workers,
     _check_redis,
 )
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536
 
 
 def _is_wire_safe(url: str) -> bool:

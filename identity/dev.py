@@ -96,6 +96,7 @@ def settings_of(files: DevFiles, listen: str = DEFAULT_LISTEN) -> Settings:
     """How a service in this folder is configured."""
     return Settings(
         listen=listen,
+        http_listen="",
         database=f"sqlite:///{files.database}",
         master_key_file=str(files.master_key),
         reflection="open",

@@ -30,6 +30,7 @@ from .domain.grants import SessionTerms
 from .domain.guessing import Limits, Throttle
 from .domain.introspect import Introspector
 from .domain.machines import MachineAuthenticator
+from .domain.meters import Meter, NoMeter
 from .domain.minting import Minter
 from .domain.once import RequestIds
 from .domain.origins import parse_networks
@@ -144,18 +145,21 @@ class House:
             await self.stores.leases.release(self.name)
 
 
-async def open_house(settings: Settings, clock: Clock) -> House:
-    """Open the database and the keys, and build. Raises ConfigurationError, DependencyDown."""
+async def open_house(settings: Settings, clock: Clock, meter: Meter | None = None) -> House:
+    """Open the database and the keys, and build; *meter* is told what they do.
+
+    Raises ConfigurationError, DependencyDown.
+    """
     master = MasterKey.from_file(Path(settings.master_key_file))
-    stores = await open_stores(settings.database, clock, settings.database_connections)
+    stores = await open_stores(settings.database, clock, settings.database_connections, meter)
     try:
-        return await _build(settings, clock, master, stores)
+        return await _build(settings, clock, master, stores, meter or NoMeter())
     except BaseException:
         await stores.close()
         raise
 
 
-async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: Stores) -> House:
+async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: Stores, meter: Meter) -> House:
     randomness = SystemRandomness()
     state = TrustState(clock)
     active = await _active_key(stores.signing_keys, master, clock)
@@ -168,7 +172,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     verifier = Verifier(
         audiences=groups | {settings.service_name}, trust=state, clock=clock, leeway_seconds=settings.leeway_seconds
     )
-    pool = HashPool(settings.hash_workers, settings.hash_queue)
+    pool = HashPool(settings.hash_workers, settings.hash_queue, meter=meter)
     hasher = PasswordHasher(_hash_parameters(settings), pool, randomness)
     minter = Minter(signer, settings.issuer, settings.service_name, settings.access_token_lifetime_seconds, randomness)
     refresh_tokens = RefreshTokens(master.derive("refresh"))
@@ -191,7 +195,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
         signing_keys=keeper,
         fencer=Fencer(stores.fence, make_key, clock),
         verifier=verifier,
-        jobs=Jobs(*_background(stores, sealer, keeper, shared_throttle, name)),
+        jobs=Jobs(*_background(stores, sealer, keeper, shared_throttle, name), meter=meter),
         authenticator=Authenticator(
             accounts=stores.accounts,
             sessions=stores.sessions,

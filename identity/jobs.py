@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from identity_client.errors import RetryLater
 
+from .domain.meters import Meter, NoMeter
 from .domain.ports import LeaseStore, Sweeper
 from .domain.sealer import Sealer
 from .domain.signing_keys import SigningKeyKeeper
@@ -46,13 +47,14 @@ class Job:
 class Jobs:
     """Runs jobs on the event loop, each in a task of its own."""
 
-    def __init__(self, *jobs: Job) -> None:
+    def __init__(self, *jobs: Job, meter: Meter | None = None) -> None:
         self._jobs = jobs
+        self._meter = meter or NoMeter()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin."""
-        self._tasks = [asyncio.create_task(_run(job)) for job in self._jobs]
+        self._tasks = [asyncio.create_task(_run(job, self._meter)) for job in self._jobs]
 
     async def stop(self) -> None:
         """End them where they wait."""
@@ -105,11 +107,12 @@ def led(job: Job, leases: LeaseStore, holder: str) -> Job:
     return Job(job.name, job.interval_seconds, work)
 
 
-async def _run(job: Job) -> None:
+async def _run(job: Job, meter: Meter) -> None:
     while True:
         await asyncio.sleep(job.interval_seconds)
         try:
             await job.work()
+            meter.job_succeeded(job.name)
         except RetryLater as error:
             _log.warning("%s waits: %s", job.name, error.reason)
         except Exception:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import re
 import sys
 from datetime import UTC, datetime
 
-from .rpc.context import request_id
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""The id of the call being served; in every log line and audit row of it."""
 
 # Texts that must not stand in a log are never passed to one; this net is for the text of foreign exceptions.
 _SECRET = re.compile(r"eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.-]*|id[srkc]_[0-9A-Za-z]{8,}|\$argon2id\$[^\s'\"]+")

@@ -24,12 +24,15 @@ from .domain.introspect import Asker
 from .domain.revoke import token_identity
 from .domain.values import Standing
 from .house import House, open_house
+from .metrics import Metrics
+from .operations import Operations, Readiness
 from .rpc import trust_service
 from .rpc.account_service import AccountServicer
 from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
+from .rpc.observing import Observing
 from .rpc.open_streams import OpenStreams, StreamLimit
 from .rpc.refused_calls import RefusedCalls, TellingJudge
 from .rpc.revocation_service import RevocationServicer
@@ -79,13 +82,11 @@ CONTRACT = (
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it silently
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.max_send_message_length", 1024 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.max_concurrent_streams", 1024),  # a connection; beyond it calls are refused, not queued, by grpc's C core
     ("grpc.max_connection_idle_ms", 15 * 60_000),
-    ("grpc.max_connection_age_ms", 30 * 60_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -98,6 +99,7 @@ class Server:
     """Starts, serves and stops. Health is NOT_SERVING until the trust state is loaded, and from the first of stop().
 
     *interceptors* are those of an embedding program; they stand behind the guard, next to the handlers.
+    With *is_sharing_port* other processes may listen on the same port.
     """
 
     def __init__(
@@ -105,13 +107,19 @@ class Server:
         settings: Settings,
         clock: Clock | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        is_sharing_port: bool = False,
     ) -> None:
+        self._is_sharing_port = is_sharing_port
         self._settings = settings
         self._interceptors = interceptors
         self._clock = clock or SystemClock()
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.streams = OpenStreams(_trust_limit(settings))
+        self.metrics = Metrics()
+        self._readiness = Readiness()
+        self._operations = Operations(settings, self.metrics, self._readiness)
         self.house: House | None = None
         self.refused_calls: RefusedCalls | None = None
 
@@ -120,16 +128,27 @@ class Server:
         """The address that was asked for."""
         return self._settings.listen
 
+    @property
+    def http_address(self) -> str:
+        """Where /metrics and the other pages are; empty for nowhere."""
+        return self._operations.address
+
     async def start(self) -> str:
         """Serve; -> the bound address, host:port. Raises DependencyDown, RuntimeError (the port is taken)."""
         await self._set_health(HealthCheckResponse.NOT_SERVING)
-        self.house = await open_house(self._settings, self._clock)
+        await self._operations.start()
+        self.house = await open_house(self._settings, self._clock, self.metrics)
+        await self._operations.opened(self.house)
         self.refused_calls = RefusedCalls(self.house.stores.audit)
+        if self._is_sharing_port:  # connections that came to us before we are ready would be served by none
+            await self.house.open_feed()
         self._grpc = self._build(self.house, self.refused_calls)
         address = self._bind(self._grpc)
         await self._grpc.start()
-        await self.house.open_feed()
+        if not self._is_sharing_port:
+            await self.house.open_feed()
         await self._set_health(HealthCheckResponse.SERVING)
+        self._readiness.is_serving = True
         return address
 
     async def wait(self) -> None:
@@ -139,6 +158,7 @@ class Server:
 
     async def stop(self, grace_seconds: float = 0) -> None:
         """Say NOT_SERVING, let running calls finish for at most *grace_seconds*, close the stores."""
+        self._readiness.is_serving = False
         await self._health.enter_graceful_shutdown()
         if self.house is not None:
             self.house.hub.end_streams()  # else every peer's stream would hold the drain to its last second
@@ -149,6 +169,7 @@ class Server:
             await self.refused_calls.written()
         if self.house is not None:
             await self.house.close()
+        await self._operations.stop()
 
     async def _set_health(self, status: Any) -> None:
         for service in ("", *_service_names()):
@@ -156,9 +177,12 @@ class Server:
 
     def _build(self, house: House, refused_calls: RefusedCalls) -> grpc.aio.Server:
         firewall = Firewall(refused_calls, self.streams)
-        server = grpc.aio.server(interceptors=[firewall, self._guard(house), *self._interceptors], options=_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=[Observing(self.metrics), firewall, self._guard(house), *self._interceptors],
+            options=self._options(),
+        )
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
-            AuthenticationServicer(house.authenticator, house.machines), server
+            AuthenticationServicer(house.authenticator, house.machines, self.metrics), server
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
             TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
@@ -184,6 +208,11 @@ class Server:
             names = (*_service_names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _options(self) -> tuple[tuple[str, int], ...]:
+        age_ms = self._settings.connection_age_seconds * 1_000  # grpc itself spreads it by a tenth either way
+        # Unless it is meant so, a second server on the port must fail, not share it silently.
+        return (*_OPTIONS, ("grpc.so_reuseport", int(self._is_sharing_port)), ("grpc.max_connection_age_ms", age_ms))
 
     def _guard(self, house: House) -> Guard:
         judge = TellingJudge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)

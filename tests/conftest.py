@@ -87,6 +87,7 @@ def make_settings(tmp_path: Path, service_database: str) -> MakeSettings:
         values: dict[str, object] = {
             "listen": "127.0.0.1:0",
             "database": service_database,
+            "http_listen": "127.0.0.1:0",
             "master_key_file": str(key_file),
             "reflection": "open",
             "hash_memory_kib": 64,

@@ -10,9 +10,10 @@ import asyncio
 import os
 import sys
 import threading
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from identity_client.errors import InvalidRequest, Overloaded
 
+from .meters import Meter, NoMeter
 from .randomness import Randomness
 from .secrets import refuse_token_text
 
@@ -112,7 +114,7 @@ class Place:
         future = self._pool.submit(work)
         self._is_used = True
         future.add_done_callback(lambda _: self._pool.give_back(self._origin))
-        return await asyncio.wrap_future(future)
+        return await self._pool.measured(asyncio.wrap_future(future))
 
 
 class HashPool:
@@ -121,12 +123,15 @@ class HashPool:
     One origin may hold half of the places: a flood from there leaves the others theirs.
     """
 
-    def __init__(self, workers: int, queue_limit: int, seconds_per_item: float = 0.05) -> None:
+    def __init__(
+        self, workers: int, queue_limit: int, seconds_per_item: float = 0.05, meter: Meter | None = None
+    ) -> None:
         self._executor = ThreadPoolExecutor(workers, "password-hash", initializer=_yield_to_everyone)
         self._limit = workers + queue_limit
         self._limit_of_one = (self._limit + 1) // 2
         self._workers = workers
         self._seconds_per_item = seconds_per_item
+        self._meter = meter or NoMeter()
         self._held = 0
         self._held_by: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -150,6 +155,13 @@ class HashPool:
         """Queue *work*. For a Place."""
         return self._executor.submit(work)
 
+    async def measured(self, hashing: Awaitable[T]) -> T:
+        """Wait for work that was queued just now. For a Place."""
+        began = time.perf_counter()
+        result = await hashing
+        self._meter.hashed(time.perf_counter() - began)
+        return result
+
     def give_back(self, origin: str | None) -> None:
         """Free a place. For a Place, from any thread."""
         with self._lock:
@@ -168,6 +180,7 @@ class HashPool:
             held_by_origin = 0 if origin is None else self._held_by[origin]
             if self._held >= self._limit or held_by_origin >= self._limit_of_one:
                 retry_after = max(1.0, self._held * self._seconds_per_item / self._workers)
+                self._meter.hash_refused()
                 raise Overloaded("Too many passwords are waiting to be checked: repeat the call later.", retry_after)
             self._held += 1
             if origin is not None:

@@ -80,7 +80,7 @@ class Hub:
         self._keys_event = b""
         self._keys_turn = asyncio.Lock()
         self._looked_at = -math.inf
-        self._read_time = -math.inf
+        self._read_time = self._beat_time = -math.inf
         self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -90,6 +90,21 @@ class Hub:
         await self._load_keys()
         await self._load()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._beat())]
+
+    @property
+    def data_age(self) -> float:
+        """Seconds since the feed was read; infinite before it ever was."""
+        return self._clock.monotonic() - self._read_time
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the streams had their last heartbeat."""
+        return self._clock.monotonic() - self._beat_time
+
+    @property
+    def subscriber_count(self) -> int:
+        """How many streams are open."""
+        return len(self._subscriptions)
 
     def end_streams(self) -> None:
         """End every stream, and refuse new ones: the service is about to stop, and its peers come back elsewhere."""
@@ -270,7 +285,7 @@ class Hub:
         """
         await self.published(version)
         if version > self.state.version:
-            if self._data_age() > PUBLISH_WAIT_SECONDS:
+            if self.data_age > PUBLISH_WAIT_SECONDS:
                 raise DependencyDown
             _log.error("a peer holds version %d, the feed ends at %d", version, self.state.version)
             await self.set_back()
@@ -297,6 +312,7 @@ class Hub:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             self._send(self._heartbeat())
+            self._beat_time = self._clock.monotonic()
             for subscription in self._subscriptions:
                 if not subscription.is_live and subscription.is_idle:
                     subscription.put(events.SIGN_OF_LIFE)
@@ -310,9 +326,6 @@ class Hub:
         for subscription in self._subscriptions:
             subscription.cut()
 
-    def _data_age(self) -> float:
-        return self._clock.monotonic() - self._read_time
-
     def _heartbeat(self) -> bytes:
         now = self._clock.now()
         # The clock may step back; what was forgotten stays forgotten.
@@ -323,5 +336,5 @@ class Hub:
         )
         heartbeat.server_time.FromMicroseconds(int(now * 1_000_000))
         heartbeat.expired_through.FromSeconds(self.state.expired_through)
-        heartbeat.data_age.FromMicroseconds(int(self._data_age() * 1_000_000))
+        heartbeat.data_age.FromMicroseconds(int(self.data_age * 1_000_000))
         return trust_pb2.WatchTrustResponse(heartbeat=heartbeat).SerializeToString()

@@ -18,6 +18,7 @@ from identity_client.errors import InvalidRequest
 
 from . import convert
 from .context import act_of_anyone, certificate_chain
+from .observing import CallMeter, counted_login
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Request: TypeAlias = "pb.AuthenticateRequest | pb.ChangePasswordRequest"
@@ -33,11 +34,16 @@ _FORMS = {
 class AuthenticationServicer(authentication_pb2_grpc.AuthenticationServiceServicer):
     """Turns a credential into tokens."""
 
-    def __init__(self, people: Authenticator, machines: MachineAuthenticator) -> None:
+    def __init__(self, people: Authenticator, machines: MachineAuthenticator, meter: CallMeter) -> None:
         self._people = people
         self._machines = machines
+        self._meter = meter
 
     async def Authenticate(self, request: pb.AuthenticateRequest, context: _Context) -> pb.AuthenticateResponse:
+        with counted_login(self._meter, request.WhichOneof("credential") or "none"):
+            return await self._authenticate(request, context)
+
+    async def _authenticate(self, request: pb.AuthenticateRequest, context: _Context) -> pb.AuthenticateResponse:
         act = act_of_anyone(context, request.client_info)
         if request.WhichOneof("credential") == "password":
             person, wanted = request.password, _wanted(request)

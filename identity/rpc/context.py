@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import ipaddress
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ import grpc
 from identity.domain.once import RequestIds
 from identity.domain.texts import check_text
 from identity.domain.values import Act, Caller
+from identity.logs import request_id
 from identity.v1 import authentication_pb2
 from identity_client.errors import InvalidRequest, PermissionMissing
 from identity_client.principal import Principal, current_principal, find_principal
@@ -19,9 +19,6 @@ from identity_client.principal import Principal, current_principal, find_princip
 MAXIMUM_USER_AGENT = 256
 
 FORWARD_SCOPE = "identity.forward"
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The id of the call being served; in every log line and audit row of it."""
 
 _ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from identity.logs import request_id
 from identity_client import status
 from identity_client.errors import DeadlineExceeded, IdentityError, Internal
 from identity_client.sync.handlers import behaviour_of
 
 from .arrivals import Arrivals, firm
-from .context import request_id
 from .open_streams import OpenStreams
 from .refused_calls import RefusedCalls
 

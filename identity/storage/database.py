@@ -7,7 +7,9 @@ from collections.abc import Callable
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
+from identity.domain.meters import Meter, NoMeter
 from identity.storage.access import Access
+from identity.storage.metered import MeteredAccess
 from identity.storage.sql.accounts import SqlAccountStore
 from identity.storage.sql.audit import SqlAuditStore
 from identity.storage.sql.audit_seals import SqlAuditSealStore
@@ -22,7 +24,7 @@ from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
 from identity.storage.sql.sweep import SqlSweeper
 from identity.storage.sql.throttle import SqlThrottleStore
-from identity_client.clock import Clock
+from identity_client.clock import Clock, SystemClock
 from identity_client.errors import DependencyDown
 
 DEFAULT_CONNECTIONS = 12
@@ -62,13 +64,24 @@ def is_postgres(url: str) -> bool:
     return url.startswith("postgresql")
 
 
-async def open_stores(url: str, clock: Clock, connections: int = DEFAULT_CONNECTIONS) -> Stores:
+async def open_stores(
+    url: str, clock: Clock, connections: int = DEFAULT_CONNECTIONS, meter: Meter | None = None
+) -> Stores:
     """Open. An SQLite file is created and brought up to date; a PostgreSQL must have been (`identity migrate`), and
     gets at most *connections* connections. Raises DependencyDown, ConfigurationError (its schema is too old).
     """
-    return Stores(
-        await _open_postgres(url, clock, connections) if is_postgres(url) else _open_sqlite(url, clock), clock
-    )
+    access = await _open_postgres(url, clock, connections) if is_postgres(url) else _open_sqlite(url, clock)
+    return Stores(MeteredAccess(access, meter or NoMeter()), clock)
+
+
+async def migrate_database(url: str) -> None:
+    """Bring the schema up to date. Raises DependencyDown."""
+    if is_postgres(url):
+        from identity.storage.postgres import migrate_postgres
+
+        await migrate_postgres(url)
+    else:
+        await _open_sqlite(url, SystemClock()).close()
 
 
 async def _open_postgres(url: str, clock: Clock, connections: int) -> Access:

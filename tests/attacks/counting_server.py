@@ -23,6 +23,7 @@ def settings(directory: Path, redis_url: str = "") -> Settings:
     """Those of production but for the cost of a hash. The folder has a master.key."""
     return Settings(
         listen="127.0.0.1:0",
+        http_listen="",
         database=f"sqlite:///{directory / 'identity.db'}",
         master_key_file=str(directory / "master.key"),
         hash_memory_kib=64,

@@ -67,7 +67,9 @@ def placed(**settings: Any) -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as folder, database.empty(Path(folder)) as url:
         key_file = Path(folder) / "master.key"
         MasterKey.generate(key_file)
-        complete = Settings(listen="127.0.0.1:0", database=url, master_key_file=str(key_file), **settings)
+        complete = Settings(
+            listen="127.0.0.1:0", http_listen="", database=url, master_key_file=str(key_file), **settings
+        )
         yield Place(complete, *in_child(prepare, complete), database.durability(url))
 
 

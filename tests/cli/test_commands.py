@@ -39,6 +39,7 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "identity.toml"
     path.write_text(
         f'''listen = "127.0.0.1:0"
+http_listen = "127.0.0.1:0"
 issuer = "https://id.example"
 database = "sqlite:///{tmp_path}/identity.db"
 master_key_file = "{tmp_path}/master.key"

@@ -138,7 +138,7 @@ class Production:
         """Settings, a master key, and the first admin with a password that is printed once."""
         MasterKey.generate(self.directory / "master.key")
         self.config.write_text(
-            f'listen = "127.0.0.1:0"\nissuer = "https://id.example"\nreflection = "open"\n'
+            f'listen = "127.0.0.1:0"\nhttp_listen = ""\nissuer = "https://id.example"\nreflection = "open"\n'
             f'database = "sqlite:///{self.database}"\nmaster_key_file = "{self.directory}/master.key"\n'
         )
         command = [sys.executable, "-m", "identity.cli", "admin", "create", "root", "--config", str(self.config)]

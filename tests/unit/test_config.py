@@ -85,6 +85,8 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("DATABASE", "mysql://x", "sqlite"),
         ("DATABASE", "sqlite:///:memory:", "a file"),
         ("ISSUER", "two words", "issuer"),
+        ("HTTP_LISTEN", "50550", "http_listen"),
+        ("WORKERS", "2", "more than one needs a postgresql:// database"),
         ("ALLOW_PLAINTEXT", "perhaps", "must be 1 or 0"),
         ("TLS_CERTIFICATE_FILE", "/nowhere", "cannot be read"),
         ("TLS_KEY_FILE", "/nowhere", "belong together"),

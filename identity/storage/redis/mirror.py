@@ -68,6 +68,11 @@ class Mirror:
                 await self._task
         await self._redis.aclose()
 
+    @property
+    def is_following(self) -> bool:
+        """Whether the last attempt to bring it up to date went well."""
+        return self._report.is_well
+
     def ring(self) -> None:
         """The doorbell: something was committed."""
         self._doorbell.set()

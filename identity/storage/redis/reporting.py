@@ -24,6 +24,11 @@ class Report:
         self._problem = ""
         self._logged_at = float("-inf")
 
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing failed since it last went well."""
+        return not self._problem
+
     def failed(self, error: Exception) -> None:
         """One line for each new problem, and for a lasting one a line a minute. Not what Redis says: it may repeat what
         was sent to it, the password included."""
