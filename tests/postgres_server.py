@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -52,7 +53,7 @@ class PostgresServer:
             "initdb", "--no-sync", "-A", "trust", "-U", "identity", "-E", "UTF8", "--locale=C.UTF-8", "-D", self._data
         )
         self._durable = durable
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"postgresql://identity@127.0.0.1:{self.port}"
         self.start()
 
@@ -98,8 +99,12 @@ class PostgresServer:
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def stop(self) -> None:
-        if self._process.poll() is None:
+        if self.is_running:
             self.kill()
         shutil.rmtree(self.folder)
 
@@ -241,8 +246,14 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port of loopback that nobody has now, and that no outgoing connection is given while its server is dead."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
