@@ -128,6 +128,13 @@ class Client:
         self._crowd = crowd
         self.chance = crowd.chance(f"client {number}")
 
+    @classmethod
+    def of(cls, crowd: Crowd, tokens: authentication_pb2.TokenSet, number: int) -> Client:
+        """The holder of what a log-in brought."""
+        client = cls(crowd, Opened(tokens.session_id, "", tokens.refresh_token), number)
+        client._keep(tokens, 0)
+        return client
+
     def successor(self, opened: Opened) -> Client:
         """Another session of the same client."""
         client = Client(self._crowd, opened, 0)
@@ -158,6 +165,10 @@ class Client:
         issued = Issued("internal", expiry(tokens.access_token_expire_time.seconds))
         self._crowd.history.issued[tokens.access_token] = issued
         self.newest, self.count, self.access = tokens.refresh_token, count, tokens.access_token
+
+    async def refresh_at(self, door: Door) -> str:
+        """Present the newest token to one replica."""
+        return await self._refresh(self.newest, self.count, door)
 
     async def refresh_until_answered(self) -> str:
         """Go on, by the next replica if one does not answer, as clients do."""
