@@ -12,6 +12,8 @@ import pytest
 from tests.clients.issuer import FixedClock, Issuer
 from tests.requirements_report import RequirementsReport
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # tests start processes while calls run, and fork no caller
+
 if TYPE_CHECKING:  # the tests of the client library run where no server is installed, too
     from identity.config import Settings
     from tests.postgres_server import Databases

@@ -19,8 +19,8 @@ its beginning, where the database made it give way to another."""
 class Access(Protocol):
     """What each kind of database offers to the stores. Everything raises DependencyDown and Overloaded."""
 
-    async def read(self, work: Work[T]) -> T:
-        """Run *work* on one instant of the database."""
+    async def read(self, work: Work[T], *, is_long: bool = False) -> T:
+        """Run *work* on one instant of the database. *is_long*: it may take some seconds."""
 
     async def look_up(self, work: Work[T]) -> T:
         """The same for *work* of a single statement, which sees one instant by itself."""

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -32,6 +32,13 @@ WAITING_LIMIT = 5_000
 
 STATEMENT_SECONDS = 10
 """No statement takes longer: the largest are those that end many sessions at once, and rebuild the feed."""
+
+PATIENCE_SECONDS = 4.0
+"""How long a caller waits for a piece of work before it is told that the database does not answer: less than the five
+seconds for which the client library waits for us. What has begun goes on; what has not is dropped."""
+
+SHORT_PATIENCE_SECONDS = 0.5
+"""The same while the database has answered nothing since somebody's patience ended."""
 
 _CONNECT_SECONDS = 5.0
 _LISTEN_AGAIN_SECONDS = 1.0
@@ -53,7 +60,8 @@ class PostgresAccess:
         self._reading = asyncio.Semaphore(readers)
         self._writing = asyncio.Semaphore(connections - readers)
         self._waiting = 0
-        self._writes: set[asyncio.Task[Any]] = set()
+        self._is_silent = False
+        self._running: set[asyncio.Task[Any]] = set()
         self._ring: Callable[[], None] = lambda: None
         self._listener: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -67,14 +75,14 @@ class PostgresAccess:
         if revision is None or revision < REVISION:
             raise ConfigurationError([f"database: its schema is {revision or 'empty'}: run `identity migrate` first"])
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], *, is_long: bool = False) -> T:
         async def attempt() -> T:
             async with self._engine.connect() as connection:
                 await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
                 async with connection.begin():
                     return await connection.run_sync(self._timed(work))
 
-        return await self._queued(self._reading, attempt)
+        return await self._run(self._reading, attempt, STATEMENT_SECONDS if is_long else None)
 
     async def look_up(self, work: Work[T]) -> T:
         async def attempt() -> T:
@@ -82,7 +90,7 @@ class PostgresAccess:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return await connection.run_sync(self._timed(work))
 
-        return await self._queued(self._reading, attempt)
+        return await self._run(self._reading, attempt)
 
     async def write(self, work: Work[T]) -> T:
         async def attempt() -> T:
@@ -94,10 +102,7 @@ class PostgresAccess:
                 self._ring()  # others hear it by PostgreSQL
             return result
 
-        task = asyncio.create_task(self._queued(self._writing, attempt))
-        self._writes.add(task)  # the loop itself keeps no task alive
-        task.add_done_callback(self._written)
-        return await asyncio.shield(task)
+        return await self._run(self._writing, attempt)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._ring = ring
@@ -109,26 +114,46 @@ class PostgresAccess:
             self._listener.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listener
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._engine.dispose()
 
     def _timed(self, work: Work[T]) -> Callable[[Connection], T]:
         return lambda connection: work(connection, Moment(self._clock.now()))
 
-    async def _queued(self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _run(
+        self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]], patience: float | None = None
+    ) -> T:
+        """Run *attempt* in a task of its own: a caller that leaves neither tears a connection nor halves an act."""
+        if patience is None:
+            patience = SHORT_PATIENCE_SECONDS if self._is_silent else PATIENCE_SECONDS
+        task = asyncio.create_task(self._queued(places, attempt, patience))
+        self._running.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._done)
+        done, _ = await asyncio.wait([task], timeout=patience)
+        if not done:
+            self._is_silent = True
+            raise DependencyDown()
+        return task.result()
+
+    async def _queued(self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]], patience: float) -> T:
         if self._is_closed:
             raise DependencyDown()
         if self._waiting >= WAITING_LIMIT:
             raise Overloaded("Too many calls are waiting for the database: repeat the call later.")
         self._waiting += 1
         try:
-            async with places:
-                return await _attempt_again(attempt)
+            await _wait_for_place(places, patience)
+            try:
+                result = await _attempt_again(attempt)
+            finally:
+                places.release()
         finally:
             self._waiting -= 1
+        self._is_silent = False
+        return result
 
-    def _written(self, task: asyncio.Task[Any]) -> None:
-        self._writes.discard(task)
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whoever asked has it, or has gone
 
@@ -193,7 +218,7 @@ def _engine(url: str, connections: int) -> AsyncEngine:
         "idle_in_transaction_session_timeout": str(STATEMENT_SECONDS * 1_000),
         "timezone": "UTC",
     }
-    return create_async_engine(
+    engine = create_async_engine(
         make_url(url).set(drivername="postgresql+asyncpg"),
         pool_size=connections,
         max_overflow=0,
@@ -205,6 +230,22 @@ def _engine(url: str, connections: int) -> AsyncEngine:
             "server_settings": server_settings,
         },
     )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def check(connection: Any, *_: object) -> None:
+        if connection.driver_connection.is_closed():  # the database was started anew: that is seen without asking
+            raise DisconnectionError
+
+    return engine
+
+
+async def _wait_for_place(places: asyncio.Semaphore, patience: float) -> None:
+    """Raises DependencyDown: whoever asked has been told so, too, and what is late must not be done any more."""
+    try:
+        async with asyncio.timeout(patience):
+            await places.acquire()
+    except TimeoutError:
+        raise DependencyDown() from None
 
 
 async def _attempt_again(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -34,7 +34,7 @@ class SqliteAccess:
         self._readers = Readers(self._engines[1])
         self._clock = clock
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], *, is_long: bool = False) -> T:  # noqa: ARG002 - none is given up
         return await self._readers.run(lambda connection: work(connection, Moment(self._clock.now())))
 
     look_up = read  # a transaction costs nothing here

@@ -93,7 +93,7 @@ class SqlRevocationStore:
             rows = connection.execution_options(yield_per=BATCH_ENTRIES).execute(live)
             return epoch, version, [_batch_of(part) for part in rows.partitions()]
 
-        return await self._access.read(work)
+        return await self._access.read(work, is_long=True)
 
 
 def _full_until(connection: Connection, grant_id: str, moment: Moment) -> int | None:

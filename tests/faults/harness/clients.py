@@ -57,6 +57,8 @@ class Answers:
     without_delay: int = 0
     """UNAVAILABLE and RESOURCE_EXHAUSTED that do not say when to repeat the call."""
 
+    slowest: float = 0.0
+
     def note(self, outcome: str) -> None:
         self.counts[outcome] = self.counts.get(outcome, 0) + 1
 

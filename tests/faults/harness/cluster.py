@@ -116,13 +116,18 @@ class Cluster:
         await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in self.replicas))
 
 
+async def new_database(postgres: PostgresServer) -> str:
+    """-> the URL of one with the newest schema and without rows."""
+    name = f"faults_{secrets.token_hex(4)}"
+    query(f"{postgres.address}/postgres", f"CREATE DATABASE {name}")
+    await migrate_postgres(f"{postgres.address}/{name}")
+    return f"{postgres.address}/{name}"
+
+
 @asynccontextmanager
 async def cluster(postgres: PostgresServer, folder: Path, replicas: int = 2, **settings: int) -> AsyncIterator[Cluster]:
     """A running cluster over a new database of *postgres*, with the admin `root`, the user `carol` and SERVICES."""
-    name = f"faults_{secrets.token_hex(4)}"
-    query(f"{postgres.address}/postgres", f"CREATE DATABASE {name}")
-    url = f"{postgres.address}/{name}"
-    await migrate_postgres(url)
+    url = await new_database(postgres)
     made = Cluster(postgres, url, folder, await _populate(url, folder))
     for _ in range(replicas):
         made.add_replica(**settings)

@@ -1,0 +1,134 @@
+"""PostgreSQL stopped, and PostgreSQL hanging: who notices, after how long, what callers are told, and the return."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from identity.storage.database import open_stores
+from identity.v1 import authentication_pb2
+from identity_client import aio
+from identity_client.clock import SystemClock
+from tests.faults.harness.clients import CALL_SECONDS, PAUSE_SECONDS, Client, Crowd, Door
+from tests.faults.harness.cluster import cluster, new_database
+from tests.faults.harness.history import OK, now, problems
+from tests.faults.harness.rounds import SEED, times
+from tests.faults.test_outage import METHODS, Peer, serving
+from tests.postgres_server import PostgresServer
+from tests.rpc.api import USER_PASSWORD
+
+STALENESS_SECONDS = times(3, 30)
+OUTAGE_SECONDS = 2 * STALENESS_SECONDS
+ANSWER_SECONDS = 5.0
+"""Within which a replica says that its database does not answer: the client library waits no longer."""
+RECOVERY_SECONDS = 2.0
+
+WAYS: dict[str, tuple[Callable[[PostgresServer], None], Callable[[PostgresServer], None]]] = {
+    "stopped": (PostgresServer.shut_down, PostgresServer.start),
+    "hanging": (PostgresServer.pause, PostgresServer.resume),
+}
+
+
+async def test_a_restart_of_the_database_costs_no_call_that_comes_after_it(postgres: PostgresServer) -> None:
+    url = await new_database(postgres)
+    stores = await open_stores(url, SystemClock())
+    await asyncio.gather(*(stores.revocations.head() for _ in range(50)))  # every connection is open
+    await asyncio.to_thread(postgres.shut_down)
+    await asyncio.to_thread(postgres.start)
+    await asyncio.gather(*(stores.revocations.head() for _ in range(50)))
+    await stores.close()
+
+
+@pytest.mark.requirement("R9")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_outage_of_the_database_is_borne_for_max_staleness_and_then_as_declared(
+    postgres: PostgresServer, tmp_path: Path, way: str
+) -> None:
+    go_away, come_back = WAYS[way]
+    async with cluster(postgres, tmp_path) as made, AsyncExitStack() as stack:
+        crowd = Crowd(made, SEED)
+        identity = await stack.enter_async_context(aio.Identity(made.connection()))
+        peer = await stack.enter_async_context(serving(identity, STALENESS_SECONDS))
+        client, ended = (Client(crowd, each, number) for number, each in enumerate(await made.open_sessions(2)))
+        assert (await client.refresh(), await ended.refresh(), await ended.revoke()) == (OK, OK, OK)
+        await asyncio.to_thread(go_away, postgres)
+        start = now()
+        async with refused_meanwhile(crowd, client, start + OUTAGE_SECONDS):
+            calls = await nobody_notices(peer, identity, client.access)
+            noticed = now() - start
+            while now() - start < OUTAGE_SECONDS:
+                answers = await peer.call_all(client.access)
+                assert answers == {"reject": "TRUST_STALE", "confirm": "DEPENDENCY_DOWN", "accept": "OK"}
+                assert await peer.call("accept", ended.access) == "TOKEN_REVOKED"
+        await asyncio.to_thread(come_back, postgres)
+        recovery = await normal_again(crowd, client, peer)
+        assert noticed > STALENESS_SECONDS - 1.5  # a heartbeat, and what it says of the age of the data
+        assert recovery < RECOVERY_SECONDS
+        assert await ended.refresh() == "SESSION_ENDED"
+        assert problems(crowd.history, made.ended()) == []
+        assert made.half_done() == []
+        assert made.unplanned_errors() == []
+        assert crowd.answers.without_delay == 0
+        print(f"{way}: {calls} calls at the peer until it noticed after {noticed:.1f} s; {crowd.answers.counts}")
+        print(f"normal {recovery:.3f} s after the return; the slowest refusal took {crowd.answers.slowest:.1f} s")
+        await crowd.close()
+
+
+async def nobody_notices(peer: Peer, identity: aio.Identity, token: str) -> int:
+    """-> how many calls went through until the peer's copy was too old."""
+    calls = 0
+    while True:
+        answers = await asyncio.gather(peer.call("reject", token), peer.call("accept", token))
+        if identity.trust.staleness() > STALENESS_SECONDS:
+            return calls
+        assert set(answers) == {OK}
+        calls += 1
+
+
+@asynccontextmanager
+async def refused_meanwhile(crowd: Crowd, client: Client, until: float) -> AsyncIterator[None]:
+    """Log-ins and refreshes go to every replica all the time, and are told in time that nothing can be done."""
+    asking = [asyncio.create_task(_ask_on(crowd, each, until)) for each in _questions(crowd, client)]
+    yield
+    await asyncio.gather(*asking)
+
+
+def _questions(crowd: Crowd, client: Client) -> list[Callable[[], Awaitable[str]]]:
+    return [
+        question
+        for door in crowd.doors
+        for question in (lambda door=door: log_in(crowd, door), lambda door=door: client.refresh_at(door))
+    ]
+
+
+async def _ask_on(crowd: Crowd, question: Callable[[], Awaitable[str]], until: float) -> None:
+    while (start := now()) < until:
+        assert await question() == "DEPENDENCY_DOWN"
+        taken = now() - start
+        assert taken < ANSWER_SECONDS
+        crowd.answers.slowest = max(taken, crowd.answers.slowest)
+        await asyncio.sleep(10 * PAUSE_SECONDS)
+
+
+async def log_in(crowd: Crowd, door: Door) -> str:
+    password = authentication_pb2.PasswordCredential(username="carol", password=USER_PASSWORD)
+    request = authentication_pb2.AuthenticateRequest(password=password)
+    return (await crowd.ask(door.authentication.Authenticate(request, timeout=CALL_SECONDS)))[0]
+
+
+async def normal_again(crowd: Crowd, client: Client, peer: Peer) -> float:
+    """Seconds until log-in and refresh at each replica, and each method of the peer, are what they were."""
+    start = now()
+    for door in crowd.doors:
+        while await log_in(crowd, door) != OK:
+            await asyncio.sleep(PAUSE_SECONDS)
+        while await client.refresh_at(door) != OK:
+            await asyncio.sleep(PAUSE_SECONDS)
+    while await peer.call_all(client.access) != dict.fromkeys(METHODS, OK):
+        await asyncio.sleep(PAUSE_SECONDS)
+    return now() - start
