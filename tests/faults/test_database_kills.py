@@ -60,8 +60,8 @@ async def storm_on(crowd: Crowd, clients: list[Client]) -> None:
         client = clients.pop()
         if client.chance.random() < 0.3:
             await client.refresh_until_answered()
-        end = client.revoke if client.chance.random() < 0.5 else lambda: crowd.revoke(client.session_id, client.door)  # noqa: B023
-        while await end() != OK:
+        is_own = client.chance.random() < 0.5
+        while await (client.revoke() if is_own else crowd.revoke(client.session_id, client.door)) != OK:
             await asyncio.sleep(PAUSE_SECONDS)
         await client.refresh()
 

@@ -87,16 +87,22 @@ class Crowd:
         answer = await self.doors[0].authentication.Authenticate(request, timeout=CALL_SECONDS)
         self.admin = bearer(answer.tokens.access_token)
 
-    async def ask(self, call: Awaitable[Any]) -> tuple[str, Any]:
-        """-> OK and the answer, or why there is none."""
+    async def ask(self, call: Any, cancel_after: float | None = None) -> tuple[str, Any]:
+        """-> OK and the answer, or why there is none. *cancel_after*: seconds until the caller gives up."""
+        timer = asyncio.get_running_loop().call_later(cancel_after, call.cancel) if cancel_after is not None else None
         try:
-            answer = await call
+            outcome, answer = OK, await call
         except grpc.aio.AioRpcError as error:
-            outcome = self._outcome(error)
-            self.answers.note(outcome)
-            return outcome, None
-        self.answers.note(OK)
-        return OK, answer
+            outcome, answer = self._outcome(error), None
+        except asyncio.CancelledError:
+            if timer is None or not call.cancelled():
+                raise
+            outcome, answer = "CANCELLED", None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self.answers.note(outcome)
+        return outcome, answer
 
     def _outcome(self, error: grpc.aio.AioRpcError) -> str:
         ours = status.from_trailers(error.trailing_metadata())
@@ -153,10 +159,10 @@ class Client:
         outcomes = await asyncio.gather(*(self._refresh(token, count, self.door) for _ in range(1 + twice)))
         return OK if OK in outcomes else outcomes[0]
 
-    async def _refresh(self, token: str, count: int, door: Door) -> str:
+    async def _refresh(self, token: str, count: int, door: Door, cancel_after: float | None = None) -> str:
         request = token_pb2.RefreshRequest(refresh_token=token)
         start = now()
-        outcome, answer = await self._crowd.ask(door.tokens.Refresh(request, timeout=CALL_SECONDS))
+        outcome, answer = await self._crowd.ask(door.tokens.Refresh(request, timeout=CALL_SECONDS), cancel_after)
         successor = answer.tokens.refresh_token if answer else ""
         self._crowd.history.refreshes.append(Refresh(self.session_id, start, now(), outcome, count, successor))
         if answer is not None:
@@ -168,9 +174,9 @@ class Client:
         self._crowd.history.issued[tokens.access_token] = issued
         self.newest, self.count, self.access = tokens.refresh_token, count, tokens.access_token
 
-    async def refresh_at(self, door: Door) -> str:
+    async def refresh_at(self, door: Door, cancel_after: float | None = None) -> str:
         """Present the newest token to one replica."""
-        return await self._refresh(self.newest, self.count, door)
+        return await self._refresh(self.newest, self.count, door, cancel_after)
 
     async def refresh_until_answered(self) -> str:
         """Go on, by the next replica if one does not answer, as clients do."""
@@ -179,11 +185,11 @@ class Client:
                 await asyncio.sleep(PAUSE_SECONDS)
         return outcome
 
-    async def revoke(self) -> str:
+    async def revoke(self, cancel_after: float | None = None) -> str:
         """Log out, by the refresh token."""
         request = token_pb2.RevokeRequest(token=self.newest)
         start = now()
-        outcome, _ = await self._crowd.ask(self.door.tokens.Revoke(request, timeout=CALL_SECONDS))
+        outcome, _ = await self._crowd.ask(self.door.tokens.Revoke(request, timeout=CALL_SECONDS), cancel_after)
         self._crowd.history.revokes.append(Revoke(self.session_id, start, now(), outcome))
         return outcome
 
