@@ -41,7 +41,7 @@ attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000
 	@IDENTITY_TEST_MUTANTS=1000000 IDENTITY_TEST_GUESSES=10000 IDENTITY_TEST_LOG_INS=2000 \
 	  $(BIN)/python -m pytest -q -rP tests/attacks --timeout=3600
 
-faults: $(READY)  ## kill and cut, ten times as often as `make test` does
+faults: $(READY)  ## kill, cut and stop, ten times as often and long as `make test` does: about half an hour
 	@IDENTITY_TEST_ROUNDS=10 IDENTITY_TEST_REVOCATIONS=100000 $(BIN)/python -m pytest -q tests/faults --timeout=3600
 
 bench: $(READY)  ## measure, into build/bench.json: make bench B=verify for a part, D=postgresql for another database

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from functools import cache
 from importlib.util import find_spec
@@ -81,11 +82,14 @@ class PostgresServer:
         raise RuntimeError("PostgreSQL does not start")
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes, as when the machine loses power."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        for child in _children(self._process.pid):
-            os.kill(child, signal.SIGKILL)
+        """SIGKILL to all of its processes, as when the machine loses power; return once none of them is left."""
+        os.kill(self._process.pid, signal.SIGSTOP)  # no further one is born
+        children = _children(self._process.pid)
+        for pid in (self._process.pid, *children):
+            os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        while any(map(_is_alive, children)):  # they hold the memory that a new one would share with them
+            time.sleep(0.005)
 
     def pause(self) -> None:
         """SIGSTOP to all of its processes: connections stay open, and nothing is answered."""
@@ -231,6 +235,13 @@ def _readable(folder: Path) -> Path:
     copy.chmod(0o755)
     shutil.copytree(folder, copy / "pginstall", symlinks=True)
     return copy / "pginstall"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _children(pid: int) -> list[int]:

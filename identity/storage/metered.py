@@ -20,8 +20,8 @@ class MeteredAccess:
         self._access = access
         self._meter = meter
 
-    async def read(self, work: Work[T]) -> T:
-        return await self._measured("read", self._access.read(work))
+    async def read(self, work: Work[T], *, is_long: bool = False) -> T:
+        return await self._measured("read", self._access.read(work, is_long=is_long))
 
     async def look_up(self, work: Work[T]) -> T:
         return await self._measured("read", self._access.look_up(work))

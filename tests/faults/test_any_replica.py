@@ -66,7 +66,7 @@ async def test_each_step_of_a_session_may_be_taken_at_another_replica(scene: Sce
         assert await client.refresh_at(doors[1]) == OK
         assert await introspect(scene, client.access, doors[2])
         peer = chance.choice(scene.peers)
-        assert await client.show(scene.name(peer), peer.call("reject", client.access)) == OK
+        assert await client.show(scene.name(peer), client.access, peer.call("reject", client.access)) == OK
         await log_out(scene, client, doors[2])
         for door in scene.crowd.doors:  # at once: each confirms by the database
             assert await client.refresh_at(door) == "SESSION_ENDED"
@@ -81,7 +81,7 @@ async def test_a_restart_of_every_replica_ends_no_session(scene: Scene) -> None:
         await asyncio.to_thread(replica.stop)
         for client in clients:
             assert await client.refresh_until_answered() == OK
-            assert await client.show("peer0", scene.peers[0].call("reject", client.access)) == OK
+            assert await client.show("peer0", client.access, scene.peers[0].call("reject", client.access)) == OK
         await asyncio.to_thread(replica.start)
 
 
@@ -118,7 +118,7 @@ async def get_session(scene: Scene, client: Client, door: Door) -> str:
     async def outcome() -> str:
         return (await call)[0]
 
-    return await client.show(door.name, outcome())
+    return await client.show(door.name, client.access, outcome())
 
 
 async def refused_within_the_bound(scene: Scene, client: Client) -> None:
@@ -126,7 +126,9 @@ async def refused_within_the_bound(scene: Scene, client: Client) -> None:
     waiting = list(scene.peers)
     while waiting:
         for peer in list(waiting):
-            outcome = await client.show(scene.name(peer), peer.call("reject", client.access), BOUND_SECONDS)
+            outcome = await client.show(
+                scene.name(peer), client.access, peer.call("reject", client.access), BOUND_SECONDS
+            )
             if outcome != OK:
                 assert outcome == "TOKEN_REVOKED"
                 waiting.remove(peer)

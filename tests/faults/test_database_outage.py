@@ -56,6 +56,7 @@ async def test_an_outage_of_the_database_is_borne_for_max_staleness_and_then_as_
         peer = await stack.enter_async_context(serving(identity, STALENESS_SECONDS))
         client, ended = (Client(crowd, each, number) for number, each in enumerate(await made.open_sessions(2)))
         assert (await client.refresh(), await ended.refresh(), await ended.revoke()) == (OK, OK, OK)
+        opaque = await open_session(crowd)
         await asyncio.to_thread(go_away, postgres)
         start = now()
         async with refused_meanwhile(crowd, client, start + OUTAGE_SECONDS):
@@ -65,10 +66,12 @@ async def test_an_outage_of_the_database_is_borne_for_max_staleness_and_then_as_
                 answers = await peer.call_all(client.access)
                 assert answers == {"reject": "TRUST_STALE", "confirm": "DEPENDENCY_DOWN", "accept": "OK"}
                 assert await peer.call("accept", ended.access) == "TOKEN_REVOKED"
+                assert await peer.call("accept", opaque) == "DEPENDENCY_DOWN"  # it never said what that stands for
         await asyncio.to_thread(come_back, postgres)
         recovery = await normal_again(crowd, client, peer)
-        assert noticed > STALENESS_SECONDS - 1.5  # a heartbeat, and what it says of the age of the data
+        assert noticed > STALENESS_SECONDS - 1.5  # less a heartbeat, and what it says of the age of the data
         assert recovery < RECOVERY_SECONDS
+        assert await peer.call("reject", opaque) == OK
         assert await ended.refresh() == "SESSION_ENDED"
         assert problems(crowd.history, made.ended()) == []
         assert made.half_done() == []
@@ -119,6 +122,15 @@ async def log_in(crowd: Crowd, door: Door) -> str:
     password = authentication_pb2.PasswordCredential(username="carol", password=USER_PASSWORD)
     request = authentication_pb2.AuthenticateRequest(password=password)
     return (await crowd.ask(door.authentication.Authenticate(request, timeout=CALL_SECONDS)))[0]
+
+
+async def open_session(crowd: Crowd) -> str:
+    """-> a session token."""
+    password = authentication_pb2.PasswordCredential(username="carol", password=USER_PASSWORD)
+    kind = authentication_pb2.GRANT_TYPE_SESSION
+    request = authentication_pb2.AuthenticateRequest(password=password, grant_type=kind)
+    answer = await crowd.doors[0].authentication.Authenticate(request, timeout=CALL_SECONDS)
+    return str(answer.session.session_token)
 
 
 async def normal_again(crowd: Crowd, client: Client, peer: Peer) -> float:

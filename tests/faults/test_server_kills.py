@@ -16,8 +16,9 @@ from tests.faults.harness.rounds import SEED, times
 from tests.faults.test_outage import Peer, serving
 from tests.postgres_server import PostgresServer
 
-KILLS = times(6, 200)
+KILLS = times(3, 100)
 CLIENTS = 12
+LIFETIME_SECONDS = 5
 STALENESS_SECONDS = 3.0
 BOUND_SECONDS = STALENESS_SECONDS + 0.5
 """A peer whose replica dies hears of a revocation when it has found the other one; until then its copy grows old."""
@@ -31,7 +32,10 @@ BOUND_SECONDS = STALENESS_SECONDS + 0.5
 async def test_kills_of_servers_lose_no_session_and_fork_no_chain(
     postgres: PostgresServer, tmp_path: Path, log_outs: bool
 ) -> None:
-    async with cluster(postgres, tmp_path) as made, AsyncExitStack() as stack:
+    async with (
+        cluster(postgres, tmp_path, access_token_lifetime_seconds=LIFETIME_SECONDS) as made,
+        AsyncExitStack() as stack,
+    ):
         crowd = Crowd(made, SEED)
         peers = [await running_peer(stack, made, crowd, first) for first in range(len(made.replicas))]
         clients = await join(made, crowd, CLIENTS)
@@ -45,6 +49,7 @@ async def test_kills_of_servers_lose_no_session_and_fork_no_chain(
         assert made.unplanned_errors() == []
         assert crowd.answers.without_delay == 0
         assert len(crowd.history.acknowledged()) > (KILLS if log_outs else -1)
+        assert {use.outcome for use in crowd.history.uses} >= {OK, "WRONG_AUDIENCE", "BAD_SIGNATURE"}
         print(f"{KILLS} kills, {len(crowd.history)} calls: {crowd.answers.counts}")
         await crowd.close()
 
@@ -58,7 +63,10 @@ async def running_peer(stack: AsyncExitStack, made: Cluster, crowd: Crowd, first
 
 
 async def join(made: Cluster, crowd: Crowd, count: int) -> list[Client]:
-    return [Client(crowd, opened, number) for number, opened in enumerate(await made.open_sessions(count))]
+    """Every fourth holds tokens that the peers must not accept."""
+    for_peers = await made.open_sessions(count - count // 4)
+    for_others = await made.open_sessions(count // 4, "billing")
+    return [Client(crowd, opened, number) for number, opened in enumerate(for_peers + for_others)]
 
 
 async def kill_in_turn(made: Cluster, crowd: Crowd) -> None:
@@ -93,9 +101,15 @@ async def live(
 
 
 async def show(client: Client, peers: list[tuple[str, Peer]]) -> None:
-    if client.access:
-        name, peer = client.chance.choice(peers)
-        await client.show(name, peer.call("reject", client.access), BOUND_SECONDS)
+    """Show any token that the client has received, or a forged one, to a peer."""
+    if not client.received:
+        return
+    token = client.chance.choice(client.received)
+    if client.chance.random() < 0.1:
+        content, _, signature = token.rpartition(".")
+        token = f"{content}.{signature[::-1]}"
+    name, peer = client.chance.choice(peers)
+    await client.show(name, token, peer.call("reject", token), BOUND_SECONDS)
 
 
 async def log_out(client: Client, peers: list[tuple[str, Peer]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from tests.rpc.api import ADMIN_PASSWORD, Metadata, bearer
 
 CALL_SECONDS = 10.0
 PAUSE_SECONDS = 0.01
+KEPT_TOKENS = 200
+"""So many access tokens of a session stay with its client, who shows expired ones, too."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a shared one would remember for long that a replica was dead
@@ -132,14 +135,15 @@ class Client:
         self.session_id = opened.session_id
         self.newest = opened.refresh_token
         self.count = 0
-        self.access = ""
+        self.received: deque[str] = deque(maxlen=KEPT_TOKENS)
+        self._audience = opened.audience
         self._crowd = crowd
         self.chance = crowd.chance(f"client {number}")
 
     @classmethod
     def of(cls, crowd: Crowd, tokens: authentication_pb2.TokenSet, number: int) -> Client:
         """The holder of what a log-in brought."""
-        client = cls(crowd, Opened(tokens.session_id, "", tokens.refresh_token), number)
+        client = cls(crowd, Opened(tokens.session_id, "", "internal", tokens.refresh_token), number)
         client._keep(tokens, 0)
         return client
 
@@ -148,6 +152,11 @@ class Client:
         client = Client(self._crowd, opened, 0)
         client.chance = self.chance
         return client
+
+    @property
+    def access(self) -> str:
+        """The newest access token."""
+        return self.received[-1]
 
     @property
     def door(self) -> Door:
@@ -170,9 +179,10 @@ class Client:
         return outcome
 
     def _keep(self, tokens: authentication_pb2.TokenSet, count: int) -> None:
-        issued = Issued("internal", expiry(tokens.access_token_expire_time.seconds))
+        issued = Issued(self._audience, expiry(tokens.access_token_expire_time.seconds))
         self._crowd.history.issued[tokens.access_token] = issued
-        self.newest, self.count, self.access = tokens.refresh_token, count, tokens.access_token
+        self.newest, self.count = tokens.refresh_token, count
+        self.received.append(tokens.access_token)
 
     async def refresh_at(self, door: Door, cancel_after: float | None = None) -> str:
         """Present the newest token to one replica."""
@@ -193,9 +203,9 @@ class Client:
         self._crowd.history.revokes.append(Revoke(self.session_id, start, now(), outcome))
         return outcome
 
-    async def show(self, place: str, call: Awaitable[str], bound: float = 0.0) -> str:
-        """Show the access token to *place*."""
-        token, start = self.access, now()
+    async def show(self, place: str, token: str, call: Awaitable[str], bound: float = 0.0) -> str:
+        """Show *token* to *place* by *call*; -> how it ended."""
+        start = now()
         outcome = await call
         self._crowd.history.uses.append(Use(self.session_id, start, now(), outcome, token, place, bound))
         return outcome

@@ -37,6 +37,7 @@ class Opened:
 
     session_id: str
     account_id: str
+    audience: str
     refresh_token: str
 
 
@@ -68,7 +69,7 @@ class Cluster:
         addresses = [replica.address for replica in self.replicas]
         return aio.Connection(",".join(addresses[first:] + addresses[:first]), name, self._secrets[name])
 
-    async def open_sessions(self, count: int) -> list[Opened]:
+    async def open_sessions(self, count: int, audience: str = "internal") -> list[Opened]:
         """Put *count* sessions into the database, SESSIONS_PER_ACCOUNT of each account, at once."""
         now = int(time.time())
         accounts = [id_text(os.urandom(16)) for _ in range(0, count, SESSIONS_PER_ACCOUNT)]
@@ -77,7 +78,7 @@ class Cluster:
         for number, salt in enumerate(salts):
             session_id = id_text(os.urandom(16))
             token = self._refresh_tokens.text(session_id, 0, salt)
-            opened.append(Opened(session_id, accounts[number // SESSIONS_PER_ACCOUNT], token))
+            opened.append(Opened(session_id, accounts[number // SESSIONS_PER_ACCOUNT], audience, token))
         await self._copy("accounts", [_account_row(account_id, now) for account_id in accounts])
         await self._copy("grants", [_session_row(each, salt, now) for each, salt in zip(opened, salts, strict=True)])
         return opened
@@ -174,7 +175,7 @@ def _session_row(opened: Opened, salt: bytes, now: int) -> dict[str, Any]:
         "last_used_time": now,
         "latest_expire_time": now + 600,  # so that its end is told to peers
         "expire_time": now + IDLE_SECONDS,
-        "audiences": "internal",
+        "audiences": opened.audience,
         "requested_scopes": "",
         "authentication_time": now,
         "count": 0,
