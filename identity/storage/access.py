@@ -25,8 +25,9 @@ class Access(Protocol):
     async def look_up(self, work: Work[T]) -> T:
         """The same for *work* of a single statement, which sees one instant by itself."""
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, is_long: bool = False) -> T:
         """Run *work* in a transaction; return once it is durable. A caller that stops waiting does not stop it.
+        *is_long*: it may take some seconds.
 
         SQLite runs one at a time. PostgreSQL runs several, so what a piece of work decides by must be held: see
         sql.rows.hold_grant, hold_account and take_turn. Rows are held in the order accounts, grants, feed head.

@@ -26,8 +26,8 @@ class MeteredAccess:
     async def look_up(self, work: Work[T]) -> T:
         return await self._measured("read", self._access.look_up(work))
 
-    async def write(self, work: Work[T]) -> T:
-        return await self._measured("write", self._access.write(work))
+    async def write(self, work: Work[T], *, is_long: bool = False) -> T:
+        return await self._measured("write", self._access.write(work, is_long=is_long))
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._access.set_doorbell(ring)

@@ -40,6 +40,9 @@ seconds for which the client library waits for us. What has begun goes on; what 
 SHORT_PATIENCE_SECONDS = 0.5
 """The same while the database has answered nothing since somebody's patience ended."""
 
+LONG_PATIENCE_SECONDS = 60.0
+"""The same for the few pieces that read or change nearly everything."""
+
 _CONNECT_SECONDS = 5.0
 _LISTEN_AGAIN_SECONDS = 1.0
 _ATTEMPTS = 5
@@ -82,7 +85,7 @@ class PostgresAccess:
                 async with connection.begin():
                     return await connection.run_sync(self._timed(work))
 
-        return await self._run(self._reading, attempt, STATEMENT_SECONDS if is_long else None)
+        return await self._run(self._reading, attempt, is_long=is_long)
 
     async def look_up(self, work: Work[T]) -> T:
         async def attempt() -> T:
@@ -92,7 +95,7 @@ class PostgresAccess:
 
         return await self._run(self._reading, attempt)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, is_long: bool = False) -> T:
         async def attempt() -> T:
             async with self._engine.begin() as connection:
                 connection.info.pop(PUBLISHED, None)
@@ -102,7 +105,7 @@ class PostgresAccess:
                 self._ring()  # others hear it by PostgreSQL
             return result
 
-        return await self._run(self._writing, attempt)
+        return await self._run(self._writing, attempt, is_long=is_long)
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._ring = ring
@@ -120,12 +123,11 @@ class PostgresAccess:
     def _timed(self, work: Work[T]) -> Callable[[Connection], T]:
         return lambda connection: work(connection, Moment(self._clock.now()))
 
-    async def _run(
-        self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]], patience: float | None = None
-    ) -> T:
+    async def _run(self, places: asyncio.Semaphore, attempt: Callable[[], Awaitable[T]], *, is_long: bool = False) -> T:
         """Run *attempt* in a task of its own: a caller that leaves neither tears a connection nor halves an act."""
-        if patience is None:
-            patience = SHORT_PATIENCE_SECONDS if self._is_silent else PATIENCE_SECONDS
+        patience = SHORT_PATIENCE_SECONDS if self._is_silent else PATIENCE_SECONDS
+        if is_long:
+            patience = LONG_PATIENCE_SECONDS
         task = asyncio.create_task(self._queued(places, attempt, patience))
         self._running.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._done)

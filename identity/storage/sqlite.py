@@ -39,7 +39,7 @@ class SqliteAccess:
 
     look_up = read  # a transaction costs nothing here
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, is_long: bool = False) -> T:  # noqa: ARG002
         return await self._writer.run(lambda connection: work(connection, Moment(self._clock.now())))
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:

@@ -42,7 +42,7 @@ class SqlFenceStore:
             failpoints.hit("fence.before_commit")
             return Fenced(grant_count, account_count, len(revoked), new_key.key_id)
 
-        return await self._access.write(work)
+        return await self._access.write(work, is_long=True)
 
     async def renew_epoch(self, epoch: str, act: Act) -> bool:
         def work(connection: Connection, moment: Moment) -> bool:

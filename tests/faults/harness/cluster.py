@@ -56,6 +56,7 @@ class Cluster:
         """A further one, not started."""
         lines = [
             'issuer = "https://identity.localhost"',
+            'http_listen = "127.0.0.1:0"',
             f'database = "{self.url}"',
             f'master_key_file = "{self._folder / "master.key"}"',
             *(f"{name} = {value}" for name, value in settings.items()),
