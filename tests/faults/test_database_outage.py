@@ -7,18 +7,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from identity.domain.values import EndReason
 from identity.storage.database import open_stores
 from identity.v1 import authentication_pb2
 from identity_client import aio
 from identity_client.clock import SystemClock
+from identity_client.errors import DependencyDown
+from tests.contract.builders import ACT, admit_all, create_user, new_session
 from tests.faults.harness.clients import CALL_SECONDS, PAUSE_SECONDS, Client, Crowd, Door
 from tests.faults.harness.cluster import cluster, new_database
 from tests.faults.harness.history import OK, now, problems
 from tests.faults.harness.rounds import SEED, times
 from tests.faults.test_outage import METHODS, Peer, serving
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PostgresServer, query
 from tests.rpc.api import USER_PASSWORD
 
 STALENESS_SECONDS = times(3, 30)
@@ -41,6 +45,26 @@ async def test_a_restart_of_the_database_costs_no_call_that_comes_after_it(postg
     await asyncio.to_thread(postgres.start)
     await asyncio.gather(*(stores.revocations.head() for _ in range(50)))
     await stores.close()
+
+
+async def test_what_callers_were_told_is_not_done_is_done_wholly_if_it_had_begun_and_never_otherwise(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("identity.storage.postgres.PATIENCE_SECONDS", 0.2)
+    url = await new_database(postgres)
+    stores = await open_stores(url, SystemClock(), connections=3)  # two of which may write
+    account = await create_user(stores)
+    opened = [await stores.sessions.open(new_session(account), admit_all, ACT) for _ in range(6)]
+    blocker = await asyncpg.connect(url)
+    async with blocker.transaction():
+        await blocker.execute("SELECT * FROM accounts FOR UPDATE")
+        ends = [stores.grants.end(session.grant_id, EndReason.REVOKED, "", ACT) for session in opened]
+        results = await asyncio.gather(*ends, return_exceptions=True)
+        assert {type(result) for result in results} == {DependencyDown}
+    await blocker.close()
+    await stores.close()
+    assert query(url, "SELECT count(*) FROM grants WHERE end_time IS NOT NULL") == [(2,)]
+    assert query(url, "SELECT count(*) FROM revocations") == [(2,)]
 
 
 @pytest.mark.requirement("R9")
