@@ -10,6 +10,9 @@ _WHOLE_ROUNDS = 10
 
 SEED = int(os.environ.get("IDENTITY_TEST_SEED") or random.SystemRandom().randrange(1_000_000))
 
+RECOVERY_SECONDS = 6.0 if ROUNDS == 1 else 2.0
+"""Within which all is normal after the database's return. An ordinary run shares its machine with others."""
+
 
 def times(short: int, whole: int) -> int:
     """*short* in an ordinary run; *whole* at ten rounds, and a share of it between."""
