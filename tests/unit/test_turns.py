@@ -108,3 +108,39 @@ async def test_who_leaves_gives_the_turn_or_the_place_back(is_served: bool) -> N
             queue.join(peer)
         await queue.settle()
         assert queue.order[-1] == OTHERS[0]
+
+
+async def test_who_left_while_waiting_is_passed_over() -> None:
+    async with queue_of(*OTHERS, FAULTY) as queue:
+        leaving, staying = queue.join(FAULTY), queue.join(FAULTY)
+        await queue.settle()
+        leaving.cancel()
+        await queue.settle()
+        await queue.end(OTHERS[0])
+        assert queue.order[TURNS:] == [FAULTY]
+        assert not staying.done()
+
+
+async def test_who_is_cancelled_at_the_moment_of_the_turn_gives_it_back() -> None:
+    async with queue_of(*OTHERS) as queue:
+        async with queue.turns.turn(FAULTY):
+            unlucky = queue.join(FAULTY)
+            await queue.settle()
+        unlucky.cancel()  # its turn is granted, but it has not run since
+        await queue.settle()
+        assert queue.order == OTHERS
+        queue.join(FAULTY)
+        await queue.settle()
+        assert queue.order == [*OTHERS, FAULTY]
+
+
+async def test_turns_come_back_from_work_that_fails() -> None:
+    async with queue_of() as queue:
+        for _ in range(TURNS + 1):  # with one lost in each round none would be left
+            with pytest.raises(ValueError, match="its own"):
+                async with queue.turns.turn(FAULTY):
+                    raise ValueError("its own")
+        for peer in (*OTHERS, FAULTY):
+            queue.join(peer)
+        await queue.settle()
+        assert queue.order == [*OTHERS, FAULTY]
