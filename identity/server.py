@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
+from identity_client.access.judge import Judge
 from identity_client.access.rules import HEALTH_RULES, Rule, Rules
 from identity_client.aio.guard import Guard
 from identity_client.clock import Clock, SystemClock
@@ -34,7 +35,7 @@ from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
 from .rpc.observing import Observing
 from .rpc.open_streams import OpenStreams, StreamLimit
-from .rpc.refused_calls import RefusedCalls, TellingJudge
+from .rpc.refused_calls import RefusedCalls
 from .rpc.revocation_service import RevocationServicer
 from .rpc.role_service import RoleServicer
 from .rpc.session_service import SessionServicer
@@ -215,7 +216,7 @@ class Server:
         return (*_OPTIONS, ("grpc.so_reuseport", int(self._is_sharing_port)), ("grpc.max_connection_age_ms", age_ms))
 
     def _guard(self, house: House) -> Guard:
-        judge = TellingJudge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)
+        judge = Judge(rules=self._rules(), verifier=house.verifier, trust=house.hub.state)
 
         async def confirm(principal: Principal) -> None:
             [standing] = await house.stores.revocations.standings([token_identity(principal.claims)])

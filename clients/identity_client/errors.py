@@ -20,6 +20,8 @@ class IdentityError(Exception):
 
     account_id: str = ""
     """On the guard's side: whose token was refused, where the token is genuine. It does not leave the process."""
+    grant_id: str = ""
+    """Likewise, the grant behind that token."""
     refused_by: str = ""
     """On the caller's side: `guard` when a guard refused before the method ran."""
     refused_audience: str = ""

@@ -375,8 +375,8 @@ class AuditStore(Protocol):
         account_id: str | None = None,
         subject: str = "",
     ) -> None:
-        """Record a refused attempt: at most one row per name (where none was given: account), subject, origin, reason
-        and minute, which counts.
+        """Record a refused attempt: at most one row per name (where none was given: account and caller's grant),
+        subject, origin, reason and minute, which counts.
 
         *account_id*: at whose credential, or by whom, it was made, where that is known; *subject*: what was refused.
         """

@@ -53,9 +53,9 @@ def act_of_self(context: _ServicerContext) -> Act:
     return _act_of_caller(context, "")
 
 
-def act_of_refused(context: _ServicerContext, account_id: str) -> Act:
-    """An act that was refused to the account, whatever it was."""
-    caller = Caller(account_id=account_id, grant_id="", token_id="", generation=0, required_scope="")
+def act_of_refused(context: _ServicerContext, account_id: str, grant_id: str) -> Act:
+    """An act that was refused to the account, which called with the grant, whatever it was."""
+    caller = Caller(account_id=account_id, grant_id=grant_id, token_id="", generation=0, required_scope="")
     return Act(request_id.get(), origin(context), caller, _user_agent(context))
 
 

@@ -117,7 +117,7 @@ class Firewall(grpc.aio.ServerInterceptor):
     async def _end(self, method: str, error: Exception, context: _Context) -> None:
         """Answer what a handler raised."""
         if isinstance(error, grpc.aio.AbortError):
-            self._refused_calls.by_guard(method, context)
+            self._refused_calls.by_guard(method, error.__cause__, context)
             raise error
         if not isinstance(error, IdentityError):
             error = _unplanned(method)

@@ -24,6 +24,8 @@ from identity.v1 import (
     token_pb2,
 )
 from identity_client import errors
+from tests.clients.issuer import FixedClock
+from tests.clients.probe import until
 from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, Metadata, bearer
 from tests.rpc.refusals import refusal, refused
 
@@ -169,7 +171,7 @@ async def refused_calls(api: Api, **wanted: Any) -> list[tuple[str, str, str]]:
     await api.server.refused_calls.written()
     found = await events(api, action_prefix="call.refused", **wanted)
     assert all(event.origin == "127.0.0.1" and event.user_agent and event.request_id for event in found)
-    assert all(event.caller_account_id == event.account_id for event in found)
+    assert all(event.caller_account_id == event.account_id and event.caller_grant_id for event in found)
     return [(event.outcome, event.subject, event.account_id) for event in found]
 
 
@@ -208,11 +210,62 @@ async def test_a_call_refused_to_the_bearer_of_an_api_key_is_found_too(api: Api)
     assert (reason, account_id) == ("PERMISSION_MISSING", service.account.account_id)
 
 
+@pytest.mark.requirement("R62")
+async def test_a_refused_call_names_the_grant_it_was_made_with(api: Api) -> None:
+    await api.create_user("carol", "clerk")
+    logins = [await api.login("carol", audience="identity") for _ in range(2)]
+    forwarded = authentication_pb2.AuthenticateRequest(client_info=authentication_pb2.ClientInfo(ip_address="::1"))
+    forwarded.password.username, forwarded.password.password = "carol", USER_PASSWORD
+    for login in logins:
+        own = bearer(login.access_token)
+        await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=own))
+        await refused(api.authentication.Authenticate(forwarded, metadata=own))
+    assert len(await refused_calls(api)) == 4
+    found = await events(api, action_prefix="call.refused")
+    for method in ("ListAccounts", "Authenticate"):
+        named = [event.caller_grant_id for event in found if event.subject.endswith(method)]
+        assert named == [login.session_id for login in logins]
+
+
+async def read_all(call: Any) -> None:
+    async for _ in call:
+        pass
+
+
+@pytest.mark.requirement("R62")
+@pytest.mark.parametrize("reason", ["TOKEN_REVOKED", "TOKEN_OUTDATED", "TOKEN_EXPIRED"])
+async def test_a_running_call_that_the_guard_ends_leaves_a_row(
+    timed_api: Api, server_clock: FixedClock, reason: str
+) -> None:
+    api = timed_api
+    carol, login = await api.create_user("carol", "admin"), await api.login("carol", audience="identity")
+    request = audit_pb2.WatchAuditEventsRequest(filter=audit_pb2.AuditFilter(action_prefix="none."))
+    watch: Any = api.audit.WatchAuditEvents(request, metadata=bearer(login.access_token))
+    method = "/identity.v1.AuditService/WatchAuditEvents"
+    await until(lambda: api.server.streams.count(method) == 1)
+    admin = await api.admin()
+    match reason:
+        case "TOKEN_REVOKED":
+            revocation = revocation_pb2.RevokeGrantRequest(grant_id=login.session_id)
+            await api.revocations.RevokeGrant(revocation, metadata=admin)
+        case "TOKEN_OUTDATED":
+            await api.accounts.SetRoles(account_pb2.SetRolesRequest(username="carol", roles=[]), metadata=admin)
+        case _:
+            server_clock.wall += 3_600
+    assert (await refusal(read_all(watch))).reason == reason
+    assert await refused_calls(api) == []
+    [event] = await events(api, action_prefix="call.ended")
+    assert (event.outcome, event.subject, event.account_id) == (reason, method, carol.account_id)
+    assert (event.caller_account_id, event.caller_grant_id) == (carol.account_id, login.session_id)
+    assert event.origin == "127.0.0.1"
+
+
 async def test_a_call_without_a_good_token_leaves_no_row(api: Api) -> None:
     token = (await api.login("root", ADMIN_PASSWORD, audience="identity")).access_token
     for metadata in ((), bearer("nonsense"), bearer(token[:-2] + "AA")):
         await refused(api.accounts.ListAccounts(account_pb2.ListAccountsRequest(), metadata=metadata))
     assert await refused_calls(api) == []
+    assert await events(api, action_prefix="call.") == []
 
 
 @pytest.mark.requirement("R62")

@@ -102,7 +102,7 @@ class Gate:
             try:
                 check_bound(principal.certificate_thumbprint, context.auth_context())
             except IdentityError as error:
-                error.account_id = principal.account_id
+                error.account_id, error.grant_id = principal.account_id, principal.grant_id
                 return self.refuse_late(method, error, context)
             return principal
 

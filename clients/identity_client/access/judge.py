@@ -154,7 +154,7 @@ class Judge:
             if rule.max_authentication_age_seconds is not None:
                 self._check_authentication_age(rule.max_authentication_age_seconds, claims.authentication_time)
         except IdentityError as error:
-            error.account_id = claims.account_id
+            error.account_id, error.grant_id = claims.account_id, claims.grant_id
             raise
 
     def _check_authentication_age(self, limit: float, authentication_time: int | None) -> None:

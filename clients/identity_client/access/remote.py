@@ -100,7 +100,7 @@ class RemoteJudge(Judge):
         try:
             answer.check()
         except TokenError as error:
-            error.account_id = principal.account_id
+            error.account_id, error.grant_id = principal.account_id, principal.grant_id
             raise
         self._check(rule, principal.claims)
         return Judgement(principal, must_confirm and not is_opaque, is_stale and not must_confirm)

@@ -63,7 +63,7 @@ class Watch:
                 self._recheck(stream.method, stream.principal)
             except IdentityError as error:
                 self.remove(stream)
-                error.account_id = stream.principal.account_id
+                error.account_id, error.grant_id = stream.principal.account_id, stream.principal.grant_id
                 if self._is_ended(stream, error):
                     stream.error = error
                     stream.interrupt()

@@ -164,7 +164,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: IdentityError) -> None:
         code, message, metadata = status.refusal(error, self._gate.audience)
-        await context.abort(code, message, metadata)
+        try:
+            await context.abort(code, message, metadata)
+        except grpc.aio.AbortError as aborted:
+            raise aborted from error  # for interceptors around this one: grpc's own exception does not say what it was
 
     def _abort_from_thread(self, context: Any, error: IdentityError) -> None:
         code, message, metadata = status.refusal(error, self._gate.audience)

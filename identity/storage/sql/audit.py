@@ -60,7 +60,7 @@ class SqlAuditStore:
         if minute != self._minute:
             self._minute, self._noted = minute, {True: Counter(), False: Counter()}
         noted = self._noted[act.caller is not None]
-        who = name_hash or account_id or ""
+        who = name_hash or f"{account_id or ''} {act.caller.grant_id if act.caller else ''}"
         key, note = f"{action} {reason} {subject} {who} {act.origin} {minute}", ""
         if len(noted) >= NAMES_A_MINUTE and key not in noted:
             act = replace(act, origin="", user_agent="", caller=None)
