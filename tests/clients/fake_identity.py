@@ -50,6 +50,8 @@ class FakeIdentity(
         self.standing = trust_pb2.TOKEN_STANDING_LIVE
         self.grants: dict[str, token_pb2.IntrospectResponse] = {}
         self.refuses_introspection = False
+        self.answers_introspection = asyncio.Event()
+        self.answers_introspection.set()
         self.token_lifetime_seconds = 600
         self.refuses_watchers = False
         self.refusal = grpc.StatusCode.UNAUTHENTICATED
@@ -183,6 +185,7 @@ class FakeIdentity(
     async def Introspect(self, request: Any, context: Any) -> token_pb2.IntrospectResponse:
         if self.refuses_introspection:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "The caller lacks a scope.")
+        await self.answers_introspection.wait()
         return self.grants.get(request.token, token_pb2.IntrospectResponse())
 
     async def BatchIntrospect(self, request: Any, context: Any) -> token_pb2.BatchIntrospectResponse:

@@ -33,6 +33,7 @@ from identity_client.principal import Principal
 from identity_client.sync.channel import FindSource, Interceptor
 from identity_client.sync.guard import Guard
 from identity_client.sync.reloading import ReloadingChannel
+from identity_client.sync.waits import Waits
 from identity_client.tls_files import TlsFiles
 from identity_client.tokens.claims import Claims
 from identity_client.trust.metrics import TrustMetrics
@@ -77,6 +78,7 @@ class Identity:
             revocations=revocations,
         )
         self._process = Process("Identity")
+        self._waits = Waits(self._clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -194,9 +196,12 @@ class Identity:
 
     def introspect(self, raw_token: str, is_anew: bool) -> Claims:
         """What a session token or API key stands for; remembered briefly, unless it is to be asked *is_anew*.
-        Raises: TokenRevoked (not active here), DependencyDown (no answer), Overloaded."""
+        Raises: TokenRevoked (not active here), DependencyDown (no answer, or too many wait for one), Overloaded."""
         held = None if is_anew else self._twin.introspections.find(raw_token)
-        return held or self._result(self._twin.introspections.introspect(raw_token, is_anew), _WAIT_SECONDS)
+        if held is not None:
+            return held
+        with self._waits.waiting(_WAIT_SECONDS) as seconds:
+            return self._result(self._twin.introspections.introspect(raw_token, is_anew), seconds)
 
     def note_unknown_key(self) -> None:
         """Fetches the keys in the background, at most once in 5 s; the keys held are kept whatever comes."""
