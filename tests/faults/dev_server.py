@@ -57,6 +57,13 @@ class DevServer:
         self._process = None
 
     @property
+    def memory_mb(self) -> float:
+        """How much memory the process has in use (VmRSS), in MB of 10^6 bytes."""
+        assert self._process is not None
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e6
+
+    @property
     def secrets(self) -> dict[str, Any]:
         """What `.identity/dev.json` says."""
         return json.loads((self.directory / "dev.json").read_text())  # type: ignore[no-any-return]
