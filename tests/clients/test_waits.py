@@ -64,7 +64,6 @@ def test_that_one_of_the_few_waits_in_vain_stops_nobody(waits: Waits) -> None:
         assert wait(waits) == SHORT_SECONDS
 
 
-@pytest.mark.requirement("R24")
 async def test_made_up_session_tokens_do_not_keep_the_threads_while_the_service_is_slow(clock: FixedClock) -> None:
     fake = FakeIdentity(clock)
     await fake.start()

@@ -155,7 +155,6 @@ async def caller(api: Api, secret: str) -> Metadata:
     return bearer((await api.login_service("untold", secret)).access_token)
 
 
-@pytest.mark.requirement("R24")
 @pytest.mark.parametrize("method", METHODS, ids=path_of)
 async def test_random_bodies_are_answered_or_refused_usefully(api: Api, method: MethodDescriptor) -> None:
     await api.create_service("orders")
