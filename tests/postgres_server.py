@@ -61,7 +61,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start, and wait until it answers; what it had committed is there."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
-        command: list[str | Path] = [_executable("postgres"), "-D", self._data, "-p", str(self.port), "-k", self.folder]
+        command: list[str | Path] = [executable("postgres"), "-D", self._data, "-p", str(self.port), "-k", self.folder]
         for setting in (*_SETTINGS, "listen_addresses=127.0.0.1", f"fsync={'on' if self._durable else 'off'}"):
             command += ["-c", setting]
         self._process = subprocess.Popen(
@@ -118,7 +118,7 @@ class PostgresServer:
 
     def _run(self, name: str, *arguments: str | Path) -> None:
         done = subprocess.run(
-            [_executable(name), *arguments], user=self._user, cwd=self.folder, capture_output=True, text=True
+            [executable(name), *arguments], user=self._user, cwd=self.folder, capture_output=True, text=True
         )
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
@@ -213,7 +213,7 @@ def _system_user() -> str | None:
 
 
 @cache
-def _executable(name: str) -> Path:
+def executable(name: str) -> Path:
     """What is installed, else what the wheel carries."""
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
     if installed:

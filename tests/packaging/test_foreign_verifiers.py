@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import os
 import random
 import shutil
@@ -184,18 +183,13 @@ def forgeries(api: Api, good: str) -> dict[str, str]:
     numbers = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1())
     pem = numbers.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     stranger = forger.stranger.public_key().public_numbers()
-    jwk = {
-        "kty": "EC",
-        "crv": "P-256",
-        "x": base64url(stranger.x.to_bytes(32)),
-        "y": base64url(stranger.y.to_bytes(32)),
-    }
+    jwk = jwk_of(stranger.x.to_bytes(32), stranger.y.to_bytes(32))
     body, _, signature = good.rpartition(".")
     return {
         "alg none": unsigned(header | {"alg": "none"}, payload) + ".",
         "alg none, with the signature": f"{unsigned(header | {'alg': 'none'}, payload)}.{signature}",
         "HS256 by the PEM": keyed(pem, header | {"alg": "HS256"}, payload),
-        "HS256 by the JWK": keyed(json.dumps(jwk).encode(), header | {"alg": "HS256"}, payload),
+        "HS256 by the JWK": keyed(as_bytes(jwk_of(key.x, key.y)), header | {"alg": "HS256"}, payload),
         "another key": forger.sign_with(forger.stranger, header, payload),
         "another key, in the header": forger.sign_with(forger.stranger, header | {"jwk": jwk}, payload),
         "a key that nobody published": forger.sign_with(forger.stranger, header | {"kid": "unknown"}, payload),
@@ -203,6 +197,10 @@ def forgeries(api: Api, good: str) -> dict[str, str]:
         "zeros for a signature": f"{body}.{base64url(bytes(64))}",
         "another subject": f"{unsigned(header, payload | {'sub': 'root'})}.{signature}",
     }
+
+
+def jwk_of(x: bytes, y: bytes) -> dict[str, str]:
+    return {"kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y)}
 
 
 def unsigned(header: Any, payload: Any) -> str:
