@@ -13,9 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from identity import http_listener
 from identity.http_listener import CONNECTIONS, HEAD_BYTES, Answer, HttpListener
+from identity.metrics import Metrics
+from identity.operations import Operations, Readiness, alive
 from identity.server import Server
-from identity_client.errors import DependencyDown
+from identity.storage.postgres import migrate_postgres
 from identity_client.tokens.keys import base64url
+from tests.postgres_server import PostgresServer
 from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Api, MakeSettings
 from tests.rpc.refusals import refusal, refused
 from tests.rpc.test_leaks import tell_every_rpc
@@ -111,6 +114,23 @@ async def test_what_is_no_plain_request_is_refused_without_repeating_it(listener
     assert not any(text in reply for text in (b"inner text", b"elsewhere", b"nothing", b"hello"))
 
 
+@pytest.mark.parametrize(
+    "header", [b"Content-Length: 5", b"content-length: 5", b"Transfer-Encoding: chunked", b"TRANSFER-ENCODING: gzip"]
+)
+async def test_a_request_that_announces_a_body_is_refused_whether_or_not_it_sends_one(
+    listener: str, header: bytes
+) -> None:
+    assert (await send(listener, b"GET /page HTTP/1.1\r\n" + header + b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    assert (await send(listener, b"GET /page HTTP/1.1\r\nContent-Length: 0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_on_every_address_the_pages_are_where_a_kubelet_asks() -> None:
+    listener = HttpListener("0.0.0.0:0", {"/livez": alive})
+    port = (await listener.start()).rpartition(":")[2]
+    assert (await get(f"127.0.0.2:{port}", "/livez")).body == b"alive\n"
+    await listener.stop()
+
+
 async def test_a_head_without_end_is_given_up_after_its_limit(listener: str) -> None:
     reply = await send(listener, b"GET /page HTTP/1.1\r\na: " + b"x" * HEAD_BYTES)
     assert reply.startswith(b"HTTP/1.1 431 ")
@@ -200,29 +220,47 @@ async def test_no_secret_id_or_name_stands_on_any_page(api: Api) -> None:
         assert not any(text in page for page in pages)
 
 
-async def test_the_pages_answer_before_ready_and_readiness_follows_the_database(
+async def test_readiness_follows_a_database_that_hangs_and_comes_back(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server(make_settings())
+    monkeypatch.setattr("identity.operations.SILENT_SECONDS", 1.0)
+    database = PostgresServer(durable=False)
+    url = f"{database.address}/postgres"
+    await migrate_postgres(url)
+    server = Server(make_settings(database=url))
     await server.start()
-    assert server.house is not None
-    address, store = server.http_address, server.house.stores.revocations
-    assert (await get(address, "/readyz")).body == b"ready\n"
-    answered = store.entries_since
+    try:
+        assert (await get(server.http_address, "/readyz")).body == b"ready\n"
+        database.pause()
+        away = await until_status(server, 503)
+        assert away.body == b"not ready\n- the database does not answer\n"
+        assert (await get(server.http_address, "/livez")).body == b"alive\n"
+        assert (await get(server.http_address, "/.well-known/jwks.json")).status == 200
+        assert (await metrics_of(server.http_address))["identity_ready",] == 0
+        database.resume()
+        assert (await until_status(server, 200)).body == b"ready\n"
+    finally:
+        database.resume()
+        await server.stop()
+        database.stop()
 
-    async def silent(*_: object) -> list[object]:
-        raise DependencyDown("inner text")
 
-    monkeypatch.setattr("identity.operations.SILENT_SECONDS", 0.6)
-    monkeypatch.setattr(store, "entries_since", silent)
-    while (away := await get(address, "/readyz")).status == 200:
-        await asyncio.sleep(0.05)
-    assert (away.status, away.body) == (503, b"not ready\n- the database does not answer\n")
-    assert (await get(address, "/livez")).status == 200
-    monkeypatch.setattr(store, "entries_since", answered)
-    while (await get(address, "/readyz")).status != 200:
-        await asyncio.sleep(0.05)
-    await server.stop()
+async def test_the_pages_answer_before_the_house_is_open(make_settings: MakeSettings) -> None:
+    listener = Operations(make_settings(), Metrics(), Readiness())
+    await listener.start()
+    starting = b"not ready\n- the service is starting or stopping\n"
+    for page in ("/readyz", "/.well-known/jwks.json"):
+        reply = await get(listener.address, page)
+        assert (reply.status, reply.body) == (503, starting)
+    assert (await get(listener.address, "/livez")).status == 200
+    await listener.stop()
+
+
+async def until_status(server: Server, status: int) -> Reply:
+    async with asyncio.timeout(30):
+        while (reply := await get(server.http_address, "/readyz")).status != status:
+            await asyncio.sleep(0.05)
+    return reply
 
 
 async def test_the_public_keys_are_a_jwk_set(api: Api) -> None:
