@@ -18,10 +18,13 @@ _REDACTED = "[redacted]"
 
 
 class JsonFormatter(logging.Formatter):
-    """One line, one object: time, level, logger, message, request_id, and exception where there is one."""
+    """One line, one object: time, level, logger, message, request_id, and exception where there is one.
+
+    A record's `fields`, a mapping, stand beside them.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -29,6 +32,7 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id.get():
             line["request_id"] = request_id.get()
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)

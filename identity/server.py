@@ -31,6 +31,7 @@ from .rpc import trust_service
 from .rpc.account_service import AccountServicer
 from .rpc.audit_service import AuditServicer
 from .rpc.authentication_service import AuthenticationServicer
+from .rpc.call_log import CallLog
 from .rpc.credential_service import CredentialServicer
 from .rpc.firewall import Firewall
 from .rpc.observing import Observing
@@ -179,7 +180,7 @@ class Server:
     def _build(self, house: House, refused_calls: RefusedCalls) -> grpc.aio.Server:
         firewall = Firewall(refused_calls, self.streams)
         server = grpc.aio.server(
-            interceptors=[Observing(self.metrics), firewall, self._guard(house), *self._interceptors],
+            interceptors=[Observing(self.metrics, CallLog()), firewall, self._guard(house), *self._interceptors],
             options=self._options(),
         )
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(

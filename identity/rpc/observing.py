@@ -12,6 +12,8 @@ import grpc
 
 from identity_client.errors import IdentityError
 
+from .call_log import CallLog
+
 UNREGISTERED = "unregistered"
 """Stands for every method that does not exist: invented names never reach a metric."""
 
@@ -20,6 +22,7 @@ _NAMES: dict[Any, str] = {form: code.name for code in grpc.StatusCode for form i
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_End: TypeAlias = Callable[[BaseException | None, _Context], None]
 
 
 class CallMeter(Protocol):
@@ -33,10 +36,12 @@ class CallMeter(Protocol):
 
 
 class Observing(grpc.aio.ServerInterceptor):
-    """Tells *meter* of every call. The firewall stands within, so each call ends by its status or its cancellation."""
+    """Tells *meter* of every call, and *log* of those that end neither well nor by their caller. The firewall stands
+    within, so each call ends by its status or its cancellation."""
 
-    def __init__(self, meter: CallMeter) -> None:
+    def __init__(self, meter: CallMeter, log: CallLog) -> None:
         self._meter = meter
+        self._log = log
 
     async def intercept_service(
         self,
@@ -47,47 +52,52 @@ class Observing(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             self._meter.called(UNREGISTERED, "UNIMPLEMENTED", None)
+            self._log.ended(UNREGISTERED, "UNIMPLEMENTED", "", time.perf_counter() - began)
             return None
         method = handler_call_details.method.rpartition(".")[2]
         if handler.response_streaming:
             kind = "stream_stream" if handler.request_streaming else "unary_stream"
-            observed: Any = _streaming(getattr(handler, kind), method, self._meter)
+            observed: Any = _streaming(getattr(handler, kind), self._end_of(method, began, is_timed=False))
         else:
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
-            observed = _unary(getattr(handler, kind), method, self._meter, began)
+            observed = _unary(getattr(handler, kind), self._end_of(method, began, is_timed=True))
         wrapped: _Handler = handler._replace(**{kind: observed})
         return wrapped
 
+    def _end_of(self, method: str, began: float, *, is_timed: bool) -> _End:
+        def ended(error: BaseException | None, context: _Context) -> None:
+            code, seconds = "OK" if error is None else _code(error, context), time.perf_counter() - began
+            self._meter.called(method, code, seconds if is_timed else None)
+            if code not in ("OK", "CANCELLED"):
+                self._log.ended(method, code, str(context.details()), seconds)
 
-def _unary(
-    behaviour: Callable[[Any, _Context], Awaitable[Any]], method: str, meter: CallMeter, began: float
-) -> Callable[..., Awaitable[Any]]:
+        return ended
+
+
+def _unary(behaviour: Callable[[Any, _Context], Awaitable[Any]], ended: _End) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: _Context) -> Any:
-        code = "OK"
         try:
-            return await behaviour(request, context)
+            response = await behaviour(request, context)
         except BaseException as error:
-            code = _code(error, context)
+            ended(error, context)
             raise
-        finally:
-            meter.called(method, code, time.perf_counter() - began)
+        ended(None, context)
+        return response
 
     return call
 
 
 def _streaming(
-    behaviour: Callable[[Any, _Context], AsyncIterator[Any]], method: str, meter: CallMeter
+    behaviour: Callable[[Any, _Context], AsyncIterator[Any]], ended: _End
 ) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
-        code = "OK"
         try:
             async for response in behaviour(request, context):
                 yield response
         except BaseException as error:
-            code = _code(error, context)
+            ended(error, context)
             raise
-        finally:
-            meter.called(method, code, None)
+        ended(None, context)
 
     return call
 
