@@ -97,6 +97,7 @@ class Metrics:
         # A label's child is looked up under a lock for longer than all else takes.
         self._call_children: dict[tuple[str, str], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}
+        self._store_children: dict[str, tuple[Gauge, Histogram]] = {}
 
     def called(self, method: str, code: str, seconds: float | None) -> None:
         """A call ended; no *seconds* for streams. *method* is one that is registered."""
@@ -121,13 +122,21 @@ class Metrics:
         self._hash_refused.inc()
 
     def store_began(self, kind: str) -> None:
-        self._store_pending.labels(kind).inc()
+        self._store_child(kind)[0].inc()
 
     def store_ended(self, kind: str, seconds: float, *, is_failed: bool) -> None:
-        self._store_pending.labels(kind).dec()
-        self._store_seconds.labels(kind).observe(seconds)
+        pending, taken = self._store_child(kind)
+        pending.dec()
+        taken.observe(seconds)
         if is_failed:
             self._store_failures.labels(kind).inc()
+
+    def _store_child(self, kind: str) -> tuple[Gauge, Histogram]:
+        children = self._store_children.get(kind)
+        if children is None:
+            children = self._store_pending.labels(kind), self._store_seconds.labels(kind)
+            self._store_children[kind] = children
+        return children
 
     def job_succeeded(self, name: str) -> None:
         self._job_success.labels(name).set_to_current_time()

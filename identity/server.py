@@ -42,6 +42,7 @@ from .rpc.role_service import RoleServicer
 from .rpc.session_service import SessionServicer
 from .rpc.signing_key_service import SigningKeyServicer
 from .rpc.token_service import TokenServicer
+from .rpc.unregistered import Unregistered
 from .tls import server_credentials
 from .v1 import (
     account_pb2,
@@ -183,29 +184,31 @@ class Server:
             interceptors=[Observing(self.metrics, CallLog()), firewall, self._guard(house), *self._interceptors],
             options=self._options(),
         )
+        handlers: Any = Unregistered(server)
         authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(
-            AuthenticationServicer(house.authenticator, house.machines, self.metrics), server
+            AuthenticationServicer(house.authenticator, house.machines, self.metrics), handlers
         )
         token_pb2_grpc.add_TokenServiceServicer_to_server(
-            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), server
+            TokenServicer(house.refresher, house.revoker, house.exchanger, house.introspector), handlers
         )
         account_pb2_grpc.add_AccountServiceServicer_to_server(
-            AccountServicer(house.accounts, house.request_ids), server
+            AccountServicer(house.accounts, house.request_ids), handlers
         )
-        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), server)
-        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles, house.request_ids), server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(house.sessions), handlers)
+        role_pb2_grpc.add_RoleServiceServicer_to_server(RoleServicer(house.roles, house.request_ids), handlers)
         credential_pb2_grpc.add_CredentialServiceServicer_to_server(
-            CredentialServicer(house.credentials, house.request_ids), server
+            CredentialServicer(house.credentials, house.request_ids), handlers
         )
         revocation_pb2_grpc.add_RevocationServiceServicer_to_server(
-            RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations), server
+            RevocationServicer(house.revoker, house.session_revoker, house.explainer, house.stores.revocations),
+            handlers,
         )
         signing_key_pb2_grpc.add_SigningKeyServiceServicer_to_server(
-            SigningKeyServicer(house.signing_keys, house.request_ids), server
+            SigningKeyServicer(house.signing_keys, house.request_ids), handlers
         )
-        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), server)
-        trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(house.audit), handlers)
+        trust_service.add_to_server(trust_service.TrustServicer(house.hub, house.stores.revocations), handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, handlers)
         if self._settings.reflection != "off":
             names = (*_service_names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)

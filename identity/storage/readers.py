@@ -18,10 +18,11 @@ THREADS = 4
 
 
 class Readers:
-    """Runs reads, each in one transaction: all of it sees one instant."""
+    """Runs reads. Connections stay open: to take one from a pool and give it back takes longer than most reads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._idle: list[Connection] = []  # never more than there are threads
         self._threads = ThreadPoolExecutor(THREADS, "sql-reader")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
@@ -36,7 +37,19 @@ class Readers:
     def close(self) -> None:
         """End the threads once their reads are done."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for connection in self._idle:
+            connection.close()
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._engine.connect() as connection, connection.begin():
-            return work(connection)
+        connection = self._taken()
+        try:
+            with connection.begin():
+                return work(connection)
+        finally:
+            self._idle.append(connection)
+
+    def _taken(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._engine.connect()

@@ -13,7 +13,7 @@ from identity.storage.access import Work
 from identity.storage.readers import THREADS, Readers
 from identity.storage.schema import migrate
 from identity.storage.sql.common import Moment
-from identity.storage.writer import Writer
+from identity.storage.writer import BEGIN, Writer
 from identity_client.clock import Clock
 
 T = TypeVar("T")
@@ -27,17 +27,23 @@ class SqliteAccess:
         if not path:
             raise ValueError("a database in a file is needed: sqlite:///PATH")
         _create_file(Path(path))
-        self._engines = [_engine(url, "BEGIN IMMEDIATE", connections=1), _engine(url, "BEGIN", connections=THREADS)]
+        self._engines = [_engine(url, connections=1), _engine(url, connections=THREADS)]
         with self._engines[0].begin() as connection:
+            connection.exec_driver_sql(BEGIN)
             migrate(connection)
         self._writer = Writer(self._engines[0])
         self._readers = Readers(self._engines[1])
         self._clock = clock
 
     async def read(self, work: Work[T], *, is_long: bool = False) -> T:  # noqa: ARG002 - none is given up
-        return await self._readers.run(lambda connection: work(connection, Moment(self._clock.now())))
+        def run(connection: Connection) -> T:
+            connection.exec_driver_sql("BEGIN")
+            return work(connection, Moment(self._clock.now()))
 
-    look_up = read  # a transaction costs nothing here
+        return await self._readers.run(run)
+
+    async def look_up(self, work: Work[T]) -> T:
+        return await self._readers.run(lambda connection: work(connection, Moment(self._clock.now())))
 
     async def write(self, work: Work[T], *, is_long: bool = False) -> T:  # noqa: ARG002
         return await self._writer.run(lambda connection: work(connection, Moment(self._clock.now())))
@@ -57,17 +63,13 @@ def _create_file(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def _engine(url: str, begin: str, connections: int) -> Engine:
+def _engine(url: str, connections: int) -> Engine:
     engine = create_engine(url, pool_size=connections, max_overflow=0, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves: the driver begins none for a SELECT
+        connection.isolation_level = None  # transactions begin where we say so: a single SELECT needs none
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
             connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
 
     return engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from identity.storage.sql.common import PUBLISHED
 from identity_client.errors import DependencyDown, Overloaded
 
 T = TypeVar("T")
+
+BEGIN = "BEGIN IMMEDIATE"
+"""Writes wait for each other at their beginning, not in their midst."""
 
 BATCH_LIMIT = 256
 """The most pieces in one transaction: bounds how long the first of them waits."""
@@ -39,22 +43,19 @@ class _Piece:
 
     def run(self, connection: Connection) -> None:
         """Run in a SAVEPOINT. An error of the work is kept for its caller, one of the database ends the batch."""
+        driver = _driver_connection(connection)
+        driver.execute("SAVEPOINT piece")
         try:
-            with connection.begin_nested():
-                self.result = self.work(connection)
-        except DBAPIError as error:
-            if not _is_in_transaction(connection):
-                raise  # the database gave up the whole transaction, and with it what ran before in this batch
-            self.error = error
+            self.result = self.work(connection)
         except Exception as error:
+            if not driver.in_transaction:
+                raise  # the database gave up the whole transaction, and with it what ran before in this batch
+            driver.execute("ROLLBACK TO piece")
             self.error = error
+        driver.execute("RELEASE piece")
 
-    def settle(self) -> None:
-        """Tell the caller; harmless when the caller, or their event loop, is gone."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._resolve)
-
-    def _resolve(self) -> None:
+    def resolve(self) -> None:
+        """Tell the caller, on their event loop; harmless when they are gone."""
         if self.future.done():
             return
         if self.error is None:
@@ -121,9 +122,10 @@ class Writer:
             with self._engine.connect() as connection:
                 connection.info.pop(PUBLISHED, None)
                 with connection.begin():
+                    connection.exec_driver_sql(BEGIN)
                     for piece in batch:
                         piece.run(connection)
-                    if not _is_in_transaction(connection):
+                    if not _driver_connection(connection).in_transaction:
                         raise DependencyDown()
                 has_published = PUBLISHED in connection.info
         except Exception as error:
@@ -133,23 +135,34 @@ class Writer:
         if has_published:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 batch[0].loop.call_soon_threadsafe(self.on_publish)
-        for piece in batch:
-            piece.settle()
+        _settle(batch)
 
 
-def _is_in_transaction(connection: Connection) -> bool:
-    """Whether the driver still has the transaction that we began.
+def _settle(batch: list[_Piece]) -> None:
+    """Tell the callers, those of one event loop by waking it once."""
+    for loop in dict.fromkeys(piece.loop for piece in batch):
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_resolve_all, [piece for piece in batch if piece.loop is loop])
+
+
+def _resolve_all(pieces: list[_Piece]) -> None:
+    for piece in pieces:
+        piece.resolve()
+
+
+def _driver_connection(connection: Connection) -> Any:
+    """What the driver knows of the transaction that we began.
 
     A full disk or an I/O error can make SQLite roll all of it back by itself, of which SQLAlchemy knows nothing; what
-    ran afterwards would commit statement by statement.
+    ran afterwards would commit statement by statement. SAVEPOINTs, too, are begun here: SQLAlchemy would compile each
+    anew, at the cost of two more statements for every piece.
     """
-    driver_connection: Any = connection.connection.dbapi_connection
-    return bool(driver_connection.in_transaction)
+    return connection.connection.dbapi_connection
 
 
 def _as_ours(error: BaseException) -> BaseException:
     """The database's own troubles are one class to callers; the cause stays in the chain for the log."""
-    if isinstance(error, DBAPIError):
+    if isinstance(error, DBAPIError | sqlite3.Error):
         ours = DependencyDown()
         ours.__cause__ = error
         return ours

@@ -70,6 +70,14 @@ Step = Judgement | Ask | Look
 """A judgement, or what is missing for one."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Method:
+    """What holds for calls of one method. Each equals itself alone: judges may share a verifier and its memory."""
+
+    rule: Rule
+    terms: Terms
+
+
 class Judge:
     """Judges calls by *rules*. Order: rule, credential, age of the trust state, token, rule's conditions."""
 
@@ -87,7 +95,7 @@ class Judge:
         self.clock = clock or SystemClock()
         self._verifier = verifier
         self._trust = trust
-        self._known = {method: (rule, self.options.find(method)) for method, rule in rules.items()}
+        self._known = {method: _Method(rule, self.options.find(method)) for method, rule in rules.items()}
 
     def confirmed_methods(self) -> list[str]:
         """The methods for whose callers the identity service may have to be asked."""
@@ -101,7 +109,7 @@ class Judge:
         known = self._known.get(method)
         if known is None:
             raise MethodNotGuarded()
-        rule, terms = known
+        rule, terms = known.rule, known.terms
         raw_token = bearer_of(metadata or ())
         if raw_token is None:
             if rule.public:
@@ -113,9 +121,13 @@ class Judge:
         if raw_token.startswith(OPAQUE_PREFIXES) and (kind := opaque.kind_of(raw_token)):
             opaque.split_secret(raw_token, kind)  # a typing error costs no call
             return Ask(rule, OPAQUE_BEARERS[kind], raw_token, must_confirm, is_accepted_stale)
-        claims = self._verifier.verify(raw_token)
-        self._check(rule, claims)
-        return Judgement(Principal(claims, raw_token), must_confirm, is_accepted_stale)
+        proved = self._verifier.prove(raw_token)
+        if known not in proved.met:
+            self._verifier.check_audience(proved.claims)
+            self._check(rule, proved.claims)
+            if rule.max_authentication_age_seconds is None:  # an age grows: it is to be checked at each call
+                proved.met += (known,)
+        return Judgement(Principal(proved.claims, raw_token), must_confirm, is_accepted_stale)
 
     def admit(self, ask: Ask, claims: Claims) -> Judgement | Look:
         """The judgement of an opaque bearer of which the identity service said *claims*: trust state and rule apply as

@@ -2,7 +2,7 @@
 
 length -> shape -> header -> key -> payload -> signature -> issuer -> times -> revocation -> audience. No claim is used
 before the signature holds, and no option switches a check off. A token that passed is remembered by the SHA-256 of its
-text; each later use checks expiry and audience, and revocation again whenever the trust state has moved. Several
+text; each later use checks expiry, and revocation again whenever the trust state has moved. Several
 threads may verify at once: what they remember for each other is replaced whole, and at worst proved twice.
 """
 
@@ -44,14 +44,18 @@ class TrustView(Protocol):
         """Raises TokenRevoked, TokenOutdated."""
 
 
-class _Remembered:
-    """A token that held when the trust state was at *revision*."""
+class Proved:
+    """A token that held when the trust state was at *revision*.
 
-    __slots__ = ("claims", "revision")
+    *met*: what else its claims, which never change, were found to meet; whoever judges by them may add to it.
+    """
+
+    __slots__ = ("claims", "met", "revision")
 
     def __init__(self, claims: Claims, revision: int) -> None:
         self.claims = claims
         self.revision = revision
+        self.met: tuple[object, ...] = ()
 
 
 class Verifier:
@@ -81,18 +85,27 @@ class Verifier:
         # Two generations in place of one list of uses: a use moves a token to the young one, a full young one
         # becomes the old one. Bounded, and each step costs the same.
         self._generation_size = max(1, cache_size // 2)
-        self._young: dict[bytes, _Remembered] = {}
-        self._old: dict[bytes, _Remembered] = {}
+        self._young: dict[bytes, Proved] = {}
+        self._old: dict[bytes, Proved] = {}
 
     def verify(self, raw_token: str) -> Claims:
         """The claims of a token that holds for one of our audiences. Raises a TokenError that says why not."""
-        claims = self.verify_any_audience(raw_token)
-        if claims.audience not in self._audiences:
-            raise _of(claims, WrongAudience())
+        claims = self.prove(raw_token).claims
+        self.check_audience(claims)
         return claims
 
     def verify_any_audience(self, raw_token: str) -> Claims:
         """The same whoever the token is meant for: for the issuer, which judges tokens for others."""
+        return self.prove(raw_token).claims
+
+    def check_audience(self, claims: Claims) -> None:
+        """Raises WrongAudience: they are meant for others."""
+        if claims.audience not in self._audiences:
+            raise _of(claims, WrongAudience())
+
+    def prove(self, raw_token: str) -> Proved:
+        """Every check but that of the audience, with what is remembered of the token: for whoever checks the audience,
+        like other conditions, once for a token and not once for a call. Raises a TokenError."""
         if len(raw_token) > compact.MAXIMUM_BYTES:
             raise TokenMalformed()
         name = hashlib.sha256(raw_token.encode("utf-8", "surrogatepass")).digest()
@@ -106,7 +119,7 @@ class Verifier:
             self._check_expiry(remembered.claims)
         else:
             self._judge_again(remembered)
-        return remembered.claims
+        return remembered
 
     def recheck(self, claims: Claims) -> None:
         """Whether verified *claims* still hold. Raises TokenExpired, UnknownKey, TokenRevoked, TokenOutdated."""
@@ -122,21 +135,21 @@ class Verifier:
         if max(self._clock.now(), self._trust.expired_through) >= claims.expire_time:
             raise _of(claims, TokenExpired())
         self._check_trust(claims)
-        if claims.audience not in self._audiences:
-            raise _of(claims, WrongAudience())
+        self.check_audience(claims)
 
-    def _judge_again(self, remembered: _Remembered) -> None:
+    def _judge_again(self, remembered: Proved) -> None:
         revision = self._trust.revision  # read first: a change in between is then judged at the next use
         self.recheck(remembered.claims)
         remembered.revision = revision
 
-    def _verify_anew(self, raw_token: str, name: bytes) -> Claims:
+    def _verify_anew(self, raw_token: str, name: bytes) -> Proved:
         revision = self._trust.revision
         claims = self._proved_claims(compact.split(raw_token))
         self._check_issuer_and_times(claims)
         self._check_trust(claims)
-        self._remember(name, _Remembered(claims, revision))
-        return claims
+        proved = Proved(claims, revision)
+        self._remember(name, proved)
+        return proved
 
     def _proved_claims(self, parts: compact.Parts) -> Claims:
         key = self._trust.find_key(parts.key_id)
@@ -172,7 +185,7 @@ class Verifier:
         except TokenError as error:
             raise _of(claims, error) from None
 
-    def _remember(self, name: bytes, remembered: _Remembered) -> None:
+    def _remember(self, name: bytes, remembered: Proved) -> None:
         if len(self._young) >= self._generation_size:
             self._old = self._young
             self._young = {}

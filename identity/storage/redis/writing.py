@@ -9,8 +9,8 @@ from typing import Any
 from identity_client.redis.schema import FRESH_SECONDS, Schema, Sentinel
 from identity_client.trust.entries import Entry
 
-PART = 500
-"""Entries in one transaction: Redis serves others in between."""
+PART = 100
+"""Entries in one transaction: Redis serves others in between, and so does the event loop, which they hold for 2 ms."""
 
 
 class MirrorWriting:

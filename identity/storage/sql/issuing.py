@@ -38,19 +38,24 @@ def note_issue(
     subject: str = "",
 ) -> None:
     """Write the columns of a held grant that move, and the audit row of the act, on PostgreSQL in one statement."""
+    values = {f"new_{name}": value for name, value in moved.items()} | {"moved_grant_id": row["grant_id"]}
     if not moved or not is_postgres(connection):
         if moved:
-            connection.execute(update(grants).where(grants.c.grant_id == row["grant_id"]).values(**moved))
+            connection.execute(_move(*sorted(moved)), values)
         write_audit(connection, act, moment, action, row["account_id"], row["grant_id"], subject=subject)
         return
     ids = {"account_id": row["account_id"], "grant_id": row["grant_id"], "subject": subject}
     event, side = event_rows(act, moment, action, OK, Personal(act.origin, act.user_agent, ""), ids)
-    values = {f"new_{name}": value for name, value in moved.items()} | {"moved_grant_id": row["grant_id"]}
     connection.execute(_move_and_audit(*sorted(moved)), given(event, side) | values)
 
 
 @cache
-def _move_and_audit(*names: str) -> Any:
+def _move(*names: str) -> Any:
+    """The statement is built once: to build it takes longer than to run it."""
     moved = update(grants).where(grants.c.grant_id == bindparam("moved_grant_id"))
-    values = {name: bindparam(f"new_{name}", type_=grants.c[name].type) for name in names}
-    return INSERT_BOTH.add_cte(moved.values(values).cte("moved"))
+    return moved.values({name: bindparam(f"new_{name}", type_=grants.c[name].type) for name in names})
+
+
+@cache
+def _move_and_audit(*names: str) -> Any:
+    return INSERT_BOTH.add_cte(_move(*names).cte("moved"))
