@@ -55,14 +55,15 @@ class Service:
         self.address = ""
         self._command = command
         self._environment = environment
-        self._lines: deque[str] = deque(maxlen=50)
+        self.lines: deque[str] = deque(maxlen=200)
+        """What it said last."""
 
     async def start(self) -> None:
         """Start, and return once it says that it is ready."""
         self._process = await self.program.start(*self._command, **self._environment)
         async with asyncio.timeout(_START_SECONDS):
             while f"{self.name} is ready on " not in (line := await self._line()):
-                assert line, f"{self.name} ended before it was ready: {''.join(self._lines)}"
+                assert line, f"{self.name} ended before it was ready: {''.join(self.lines)}"
         self.address = line.partition(" is ready on ")[2].split('"')[0].strip()
         self._reading = asyncio.create_task(self._read())
 
@@ -71,7 +72,7 @@ class Service:
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
         await self._reading
-        assert await self._process.wait() in (0, -signal.SIGKILL), "".join(self._lines)
+        assert await self._process.wait() in (0, -signal.SIGKILL), "".join(self.lines)
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -85,7 +86,7 @@ class Service:
     async def _line(self) -> str:
         assert self._process.stdout is not None
         line = (await self._process.stdout.readline()).decode()
-        self._lines.append(line)
+        self.lines.append(line)
         return line
 
 

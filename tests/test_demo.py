@@ -18,6 +18,7 @@ WITHOUT_FAILURE = re.compile(r"^  (alice's calls of orders all the while|her ref
 
 @pytest.mark.requirement("R3")
 @pytest.mark.requirement("R9")
+@pytest.mark.requirement("R4")
 @pytest.mark.timeout(240)
 def test_the_story_holds_over_two_replicas_that_lose_redis_and_one_of_them() -> None:
     paths = [str(ROOT), str(ROOT / "clients" / "examples"), os.environ.get("PYTHONPATH", "")]

@@ -32,6 +32,7 @@ from identity.v1 import (
     token_pb2,
 )
 from identity_client import status
+from identity_client.aio import endpoints
 from identity_client.aio.endpoints import Endpoints
 from identity_client.aio.environment import Connection
 from tests.faults.revisions import PRESENT, chosen_revisions, unpack
@@ -39,7 +40,7 @@ from tests.postgres_server import Databases, query
 from tests.replicas import Program, Service, free_address, replica, settings_over
 from tests.rpc.api import ADMIN_PASSWORD, USER_PASSWORD, Metadata, bearer
 
-pytestmark = pytest.mark.requirement("R9")
+pytestmark = pytest.mark.requirement("R4")
 
 ROUNDS = int(os.environ.get("IDENTITY_TEST_ROUNDS", "1"))
 REVISIONS = chosen_revisions()
@@ -67,7 +68,7 @@ class History:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            self.failures.append(f"{stage}: {kind}: {status.from_rpc_error(error).reason}")
+            self.failures.append(f"{stage}: {kind}: {error.code()} {error.details()}")
             raise
 
     async def lasts(self, stage: str) -> None:
@@ -171,15 +172,15 @@ class Town:
         await self.call_peers(held)
         async with self.history.must_succeed("revocation"):
             request = token_pb2.RevokeRequest(token=held.access_token)
-            await at.call(lambda endpoint: endpoint.tokens.Revoke(request, timeout=5))
-        async with asyncio.timeout(10):
+            await at.call(lambda endpoint: endpoint.tokens.Revoke(request, timeout=endpoints.CALL_SECONDS))
+        async with asyncio.timeout(30):
             for name in self.peers:
                 while not await self._is_refused(name, held.access_token):
                     await asyncio.sleep(0)
         self.revoked.append(held.access_token)
 
     async def _call(self, name: str, token: str) -> None:
-        await self.peers[name].GetOrder(orders_pb2.GetOrderRequest(order_id="1"), metadata=bearer(token), timeout=10)
+        await self.peers[name].GetOrder(orders_pb2.GetOrderRequest(order_id="1"), metadata=bearer(token), timeout=30)
 
     async def _is_refused(self, name: str, token: str) -> bool:
         try:
@@ -240,8 +241,9 @@ async def start_peers(stack: AsyncExitStack, town: Town, secret_file: Path, prog
 @pytest.mark.timeout(180 + 60 * ROUNDS)
 @pytest.mark.parametrize("revision", REVISIONS)
 async def test_replicas_change_one_by_one_and_no_call_fails(
-    revision: str, databases: Databases, tmp_path: Path
+    revision: str, databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(endpoints, "CALL_SECONDS", 30.0)  # a busy machine is no failure
     if revision == PRESENT:
         print("there is no older tree: the present one takes its own place")
     old, new = Program(unpack(revision, tmp_path / "old")), Program()
@@ -256,6 +258,7 @@ async def test_replicas_change_one_by_one_and_no_call_fails(
         create = ("identity.cli", "admin", "create", "root", "--password-file", "-")
         await old.run(*create, text="a one-time password\n", **settings)
         replicas = [replica(old, address, settings) for address in town.addresses]
+        older = list(replicas)
         for each in replicas:
             await each.start()
         stack.push_async_callback(stop_all, replicas)
@@ -265,7 +268,8 @@ async def test_replicas_change_one_by_one_and_no_call_fails(
         async with town.under_load():
             await upgrade(town, replicas, new, settings)
         print(f"from {revision}: {town.history.report()}; {len(town.revoked)} revocations")
-        assert town.history.failures == []
+        logged = [line for each in [*older, *replicas] for line in each.lines if '"level": "error"' in line]
+        assert (town.history.failures, logged) == ([], [])
         await town.assert_revoked_stay_refused()
         states = query(database, "SELECT state FROM signing_keys ORDER BY state")
         assert states == [("active",), ("prepared",)]
