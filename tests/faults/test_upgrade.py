@@ -77,8 +77,13 @@ class History:
 class Town:
     """Two replicas, a peer of either tree, and users who know both replicas."""
 
-    def __init__(self, addresses: list[str]) -> None:
-        self.addresses = addresses
+    def __init__(self, old: Program, new: Program, settings: dict[str, str]) -> None:
+        self.old = old
+        self.new = new
+        self.settings = settings
+        self.addresses = addresses = [free_address(), free_address()]
+        self.replicas: list[Service] = []
+        """Every one that was started; the last two run."""
         self.history = History()
         self.peers: dict[str, orders_pb2_grpc.OrderServiceAsyncStub] = {}
         self.entrances = [self._entrance(*addresses), self._entrance(*reversed(addresses))]
@@ -91,6 +96,23 @@ class Town:
     async def close(self) -> None:
         for entrance in self.entrances:
             await entrance.close()
+        for each in self.replicas:
+            await each.stop()
+
+    async def start(self, number: int, program: Program) -> None:
+        self.replicas.append(replica(program, self.addresses[number], self.settings))
+        await self.replicas[-1].start()
+
+    async def change(self, number: int, program: Program, stage: str) -> None:
+        """Put a replica of *program* in the place of one; then *stage* is reached."""
+        self.history.stage = f"before {stage}"
+        await self.replicas[-2].stop()  # the other one was started after it
+        await self.start(number, program)
+        await self._find_again(number)
+        await self.history.lasts(stage)
+
+    def logged_errors(self) -> list[str]:
+        return [line for each in self.replicas for line in each.lines if '"level": "error"' in line]
 
     @asynccontextmanager
     async def under_load(self) -> AsyncIterator[None]:
@@ -138,7 +160,7 @@ class Town:
         for end in ends:
             await end.close()
 
-    async def find_again(self, number: int) -> None:
+    async def _find_again(self, number: int) -> None:
         """Return once users' connections to a replica are there again: they try twice a second. An operator waits."""
         async with endpoints.open_channel(self.addresses[number], None) as channel:
             await channel.channel_ready()
@@ -210,61 +232,60 @@ async def start_peers(stack: AsyncExitStack, town: Town, secret_file: Path, prog
         town.peers[name] = orders_pb2_grpc.OrderServiceStub(channel)
 
 
-@pytest.mark.timeout(180 + 60 * ROUNDS)
-@pytest.mark.parametrize("revision", REVISIONS)
-async def test_replicas_change_one_by_one_and_no_call_fails(
+@pytest.fixture
+async def town(
     revision: str, databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> AsyncIterator[Town]:
+    """Two replicas of *revision*, with their schema. Nothing must have failed when the test is over."""
     monkeypatch.setattr(endpoints, "CALL_SECONDS", 30.0)  # a busy machine is no failure
     if revision == PRESENT:
         print("there is no older tree: the present one takes its own place")
     old, new = Program(unpack(revision, tmp_path / "old")), Program()
+    assert str(old.tree) in await old.run("identity_client.protos")
     database = databases.create_empty()
-    settings = settings_over(database, tmp_path)
-    town = Town([free_address(), free_address()])
+    town = Town(old, new, settings_over(database, tmp_path))
     async with AsyncExitStack() as stack:
         stack.callback(databases.drop, database)
         stack.push_async_callback(town.close)
-        assert str(old.tree) in await old.run("identity_client.protos")
-        await old.run("identity.cli", "migrate", **settings)
-        await create_root(old, settings)
-        replicas = [replica(old, address, settings) for address in town.addresses]
-        older = list(replicas)
-        for each in replicas:
-            await each.start()
-        stack.push_async_callback(stop_all, replicas)
+        await old.run("identity.cli", "migrate", **town.settings)
+        await create_root(old, town.settings)
+        for number in range(2):
+            await town.start(number, old)
         secret_file = tmp_path / "orders.secret"
         secret_file.write_text(await populate(town.addresses[0]))
         await start_peers(stack, town, secret_file, {"old": old, "new": new})
         async with town.under_load():
-            await upgrade(town, replicas, new, settings)
+            yield town
         print(f"from {revision}: {town.history.report()}; {len(town.revoked)} revocations")
-        logged = [line for each in [*older, *replicas] for line in each.lines if '"level": "error"' in line]
-        assert (town.history.failures, logged) == ([], [])
+        assert (town.history.failures, town.logged_errors()) == ([], [])
         await town.assert_revoked_stay_refused()
         states = query(database, "SELECT state FROM signing_keys ORDER BY state")
         assert states == [("active",), ("prepared",)]
 
 
-async def upgrade(town: Town, replicas: list[Service], new: Program, settings: dict[str, str]) -> None:
+@pytest.mark.timeout(180 + 60 * ROUNDS)
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_replicas_change_one_by_one_and_no_call_fails(town: Town) -> None:
+    await upgrade(town)
+
+
+@pytest.mark.timeout(180 + 60 * ROUNDS)
+@pytest.mark.parametrize("revision", chosen_revisions()[-1:])
+async def test_replicas_go_back_to_the_commit_before_and_no_call_fails(town: Town) -> None:
+    await upgrade(town)
+    for number, stage in enumerate(("old beside new", "old again")):
+        await town.change(number, town.old, stage)
+        await town.cross()
+
+
+async def upgrade(town: Town) -> None:
     """As the operator's page says: the schema, then one replica after the other."""
     await town.history.lasts("old beside old")
     town.history.stage = "migration"
-    await new.run("identity.cli", "migrate", **settings)
+    await town.new.run("identity.cli", "migrate", **town.settings)
     await town.history.lasts("old on the new schema")
-    for number, stage in enumerate(("new beside old", "new beside new")):
-        town.history.stage = f"replica {number} changes"
-        await replicas[number].stop()
-        replicas[number] = replica(new, town.addresses[number], settings)
-        await replicas[number].start()
-        await town.find_again(number)
-        await town.history.lasts(stage)
-        if number == 0:
-            await town.cross()
-            await prepare_key(town.addresses[number])
-            await town.history.lasts("a key that the old one does not know")
-
-
-async def stop_all(services: list[Service]) -> None:
-    for service in services:
-        await service.stop()
+    await town.change(0, town.new, "new beside old")
+    await town.cross()
+    await prepare_key(town.addresses[0])
+    await town.history.lasts("a key that the old one has not read")
+    await town.change(1, town.new, "new beside new")
