@@ -30,7 +30,8 @@ def chosen_revisions() -> list[str]:
     able = set(_holding('"migrate"', "identity/cli.py", history).split())
     same = set(_holding(f'REVISION = "{REVISION}"', "identity/storage/schema.py", history).split())
     older = [revision for revision in history if revision in able - same]
-    return [*older[:1], *(revision for revision in history[:1] if revision in able)] or [PRESENT]
+    nearest = [revision for revision in history[:1] if revision in able]
+    return list(dict.fromkeys(older[:1] + nearest)) or [PRESENT]
 
 
 def unpack(revision: str, folder: Path) -> Path:
