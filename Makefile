@@ -1,7 +1,7 @@
 # Everything that is done with this project; `make` lists it. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit attacks faults bench bench-quick bench-report requirements reference format lint \
+.PHONY: help setup run demo demo-big test unit attacks faults bench bench-quick bench-report requirements reference format lint \
         types layers protos protos-fresh breaking examples versions check clean
 
 # The first Python that runs and is new enough; or name one: make PYTHON=python3.12 ...
@@ -30,6 +30,9 @@ run: $(READY)  ## start the service on 127.0.0.1:50551, everything embedded unde
 
 demo: $(READY)  ## tell the whole story against a fresh service, and measure how fast a revocation bites
 	@PYTHONPATH=clients/examples $(BIN)/python clients/examples/demo.py
+
+demo-big: $(READY)  ## the same against two replicas over PostgreSQL and Redis, and kill one part after the other
+	@PYTHONPATH=.:clients/examples $(BIN)/python clients/examples/demo_big.py
 
 test: $(READY)  ## run all tests, or a part: make test T=tests/unit
 	@$(BIN)/python -m pytest $(T)
@@ -75,8 +78,8 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p tests
-	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/orders/*.py clients/examples/billing/*.py \
-	  clients/examples/stock/*.py clients/examples/storefront/*.py
+	@$(BIN)/mypy --explicit-package-bases clients/examples/demo.py clients/examples/demo_big.py \
+	  clients/examples/orders/*.py clients/examples/billing/*.py clients/examples/stock/*.py clients/examples/storefront/*.py
 
 layers: $(READY)
 	@$(BIN)/lint-imports

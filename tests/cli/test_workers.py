@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -19,9 +20,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from identity.config import ConfigurationError
 from identity.storage.sealing import MasterKey
 from identity.supervisor import Workers, reserve
-from identity.v1 import trust_pb2, trust_pb2_grpc
+from identity.v1 import authentication_pb2, authentication_pb2_grpc, trust_pb2, trust_pb2_grpc
+from identity_client import aio
+from identity_client.trust.metrics import TrustMetrics
+from tests.peers.orders import guarding
+from tests.population import create_root, populate
 from tests.postgres_server import Databases
+from tests.replicas import Program
+from tests.rpc.api import USER_PASSWORD
 from tests.rpc.test_http_listener import get
+
+CONNECTION_AGE_SECONDS = 10
+"""The least that can be set."""
+
+CONNECTIONS = 64
 
 SLEEP = "import signal; signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
@@ -111,10 +123,17 @@ class Fleet:
 
     async def call(self) -> None:
         """One call over a connection of its own."""
+        async with self.connected():
+            pass
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """The same; the connection stays open."""
         async with grpc.aio.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             await trust_pb2_grpc.TrustServiceStub(channel).GetKeys(
                 trust_pb2.GetKeysRequest(), wait_for_ready=True, timeout=30
             )
+            yield
 
 
 @pytest.fixture
@@ -129,6 +148,7 @@ async def fleet(databases: Databases, tmp_path: Path) -> AsyncIterator[Fleet]:
         "IDENTITY_DATABASE_CONNECTIONS": "4",
         "IDENTITY_MASTER_KEY_FILE": str(tmp_path / "master.key"),
         "IDENTITY_WORKERS": "2",
+        "IDENTITY_CONNECTION_AGE_SECONDS": str(CONNECTION_AGE_SECONDS),
     }
     command = (sys.executable, "-m", "identity.cli")
     refused = await asyncio.create_subprocess_exec(
@@ -139,6 +159,7 @@ async def fleet(databases: Databases, tmp_path: Path) -> AsyncIterator[Fleet]:
         *command, "migrate", env=environment, stdout=asyncio.subprocess.PIPE
     )
     assert (await migrated.communicate())[0].startswith(b"the schema is of revision 00")
+    await create_root(Program(), environment)
     fleet = Fleet(
         await asyncio.create_subprocess_exec(
             *command, "serve", env=environment, stderr=asyncio.subprocess.PIPE, limit=2**20
@@ -152,6 +173,25 @@ async def fleet(databases: Databases, tmp_path: Path) -> AsyncIterator[Fleet]:
     for worker in fleet.workers:
         await ended(worker)
     databases.drop(url)
+
+
+class Renewals(TrustMetrics):
+    """Counts how a stream went on."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+        self.renewals = 0
+
+    def stream_ended(self, reason: str) -> None:
+        self.ends.append(reason)
+
+    def stream_renewed(self) -> None:
+        self.renewals += 1
+
+
+def socket_count(process_id: int) -> int:
+    """How many sockets a process has open."""
+    return sum(str(entry.readlink()).startswith("socket:") for entry in Path(f"/proc/{process_id}/fd").iterdir())
 
 
 async def ended(process_id: int) -> None:
@@ -191,3 +231,34 @@ async def test_no_worker_outlives_its_supervisor(fleet: Fleet) -> None:
     await fleet.process.wait()
     for worker in fleet.workers:
         await ended(worker)
+
+
+async def test_many_connections_are_shared_by_the_workers(fleet: Fleet) -> None:
+    before = {worker: socket_count(worker) for worker in fleet.workers}
+    async with AsyncExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            await stack.enter_async_context(fleet.connected())
+        taken = {worker: socket_count(worker) - before[worker] for worker in fleet.workers}
+    assert sum(taken.values()) >= CONNECTIONS
+    assert all(count > CONNECTIONS / 8 for count in taken.values()), taken  # else once in ten billion runs
+
+
+@pytest.mark.requirement("R4")
+async def test_a_stream_moves_on_when_its_connection_is_old_and_its_peer_fails_no_call(fleet: Fleet) -> None:
+    secret, renewals, calls = await populate(fleet.address), Renewals(), 0
+    async with (
+        aio.Identity(aio.Connection(fleet.address, "orders", secret), metrics=renewals) as identity,
+        guarding(identity, "orders", max_staleness_seconds=3) as peer,
+        grpc.aio.insecure_channel(fleet.address) as channel,
+        asyncio.timeout(90),
+    ):
+        authentication = authentication_pb2_grpc.AuthenticationServiceStub(channel)
+        password = authentication_pb2.PasswordCredential(username="alice", password=USER_PASSWORD)
+        request = authentication_pb2.AuthenticateRequest(password=password)
+        while renewals.renewals < 2:
+            token = (await authentication.Authenticate(request)).tokens.access_token
+            for _ in range(20):
+                await peer.call(token)
+                calls += 1
+    assert renewals.ends == []
+    assert calls > 0

@@ -64,15 +64,24 @@ async def running(
     """*revocations*: where the peer asks in place of following the stream; *options* are the guard's."""
     service = await api.create_service(name, "peer")
     connection = aio.Connection(api.address, name, service.client_secret)
-    async with aio.Identity(connection, revocations=revocations) as identity:
-        servicer = ListeningServicer(api.channel)  # nothing is billed here
-        server = grpc.aio.server(interceptors=[identity.guard(name, pb, **options)])
+    async with (
+        aio.Identity(connection, revocations=revocations) as identity,
+        guarding(identity, name, **options) as peer,
+    ):
+        yield peer
+
+
+@asynccontextmanager
+async def guarding(identity: aio.Identity, name: str, **options: Any) -> AsyncIterator[Peer]:
+    """A service behind a guard of *identity*."""
+    server = grpc.aio.server(interceptors=[identity.guard(name, pb, **options)])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    async with grpc.aio.insecure_channel(address) as channel:
+        servicer = ListeningServicer(channel)  # nothing is billed here
         orders_pb2_grpc.add_OrderServiceServicer_to_server(servicer, server)
-        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Peer(name, identity, address, channel, servicer)
-        await server.stop(None)
+        yield Peer(name, identity, address, channel, servicer)
+    await server.stop(None)
 
 
 async def feed_version(api: Api) -> int:

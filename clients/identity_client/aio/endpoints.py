@@ -33,7 +33,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),  # the stream has its own back-off; the default would wait minutes
     ("grpc.enable_http_proxy", 0),  # a proxy out of the environment would read plain text meant for loopback
 )
-_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+# A server that stops cancels the calls that reach it in that very moment. What we cancel raises CancelledError instead.
+_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
 @dataclass(frozen=True, eq=False)
