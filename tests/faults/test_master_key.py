@@ -8,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,12 +28,15 @@ from identity.storage.sealing import MasterKey
 from identity.storage.sql.audit_check import check_audit
 from identity.storage.sql.sealed import all_secrets, count_sealed
 from identity_client.errors import Throttled
+from tests.clients.issuer import FixedClock
 from tests.databases import KINDS, query
-from tests.faults.test_fence import serving
 from tests.rpc.api import Api, MakeSettings, bearer, prepare
 from tests.rpc.refusals import refusal
 
 pytestmark = pytest.mark.requirement("R26")
+
+NOW = FixedClock(time.time())
+"""Of every server: the time stands still, and whoever is throttled stays so."""
 
 STEPS = ("add", "reseal", "forget")
 THROTTLED = {"throttle_name_failures": 3, "throttle_delay_seconds": 3_600}
@@ -60,6 +65,17 @@ def run(settings: Settings, step: str, **environment: str) -> subprocess.Complet
         stdin=subprocess.DEVNULL,
         timeout=60,
     )
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Api]:
+    server = Server(settings, NOW)
+    api = Api(server, await server.start())
+    try:
+        yield api
+    finally:
+        await api.channel.close()
+        await server.stop()
 
 
 async def rotate(settings: Settings) -> None:

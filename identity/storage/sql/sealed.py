@@ -84,12 +84,13 @@ _VALUES = {
 
 
 def _held_values(connection: Connection) -> list[tuple[str, str, bytes]]:
-    """Column, name and sealed value of each; their rows are held until the transaction ends."""
-    return [
-        (column, name, sealed)
-        for column, query in _VALUES.items()
-        for name, sealed in connection.execute(query.with_for_update())
-    ]
+    """Column, name and sealed value of each; their rows are held until the transaction ends.
+
+    Read once they are held: a key that was added while this waited is not among those that it waited for.
+    """
+    for query in _VALUES.values():
+        connection.execute(query.with_for_update())
+    return [(column, name, sealed) for column, query in _VALUES.items() for name, sealed in connection.execute(query)]
 
 
 def _save(connection: Connection, column: str, name: str, sealed: bytes) -> None:
