@@ -124,3 +124,20 @@ async def test_of_two_that_revoke_the_active_key_both_are_told_of_its_one_succes
         [active] = {successor for _, successor, _ in told}
         assert sum(version is not None for _, _, version in told) == 1
         clock.advance(KEPT_SECONDS)
+
+
+async def test_a_key_that_is_prepared_while_a_fence_is_drawn_is_told_as_revoked_or_stays(
+    replicas: list[Stores], clock: FixedClock
+) -> None:
+    one, other = replicas
+    await add_key(one, "first")
+    for _ in range(ROUNDS // 2):
+        fence = asyncio.create_task(one.fence.fence(record(clock), ACT, with_credentials=False))
+        prepares = (other.signing_keys.prepare(record(clock), ACT) for _ in range(2))
+        for outcome in await asyncio.gather(*prepares, return_exceptions=True):
+            assert isinstance(outcome, SigningKeyRecord | SigningKeyAlreadyPrepared)
+        await fence
+        keys = await one_active(one)
+        told = {entry.name for _, entry in await one.revocations.entries_since(0, 10_000)}
+        assert {key.key_id for key in keys if key.state is KeyState.REVOKED} <= told
+        clock.advance(1)
