@@ -142,6 +142,7 @@ async def check_seals(settings: Settings) -> None:
     )
     assert report.problems == []
     assert report.newest is not None
+    assert report.unsealed_count == 0  # a service that stopped has sealed all, with the key of before
 
 
 async def numbers(settings: Settings) -> tuple[list[int], set[int]]:
