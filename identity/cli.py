@@ -1,4 +1,4 @@
-"""The command line: identity dev | serve | migrate | admin create | password | token | doctor | fence."""
+"""The command line: identity dev | serve | migrate | admin create | password | token | doctor | fence | master-key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NoReturn
 from identity_client.clock import SystemClock
 from identity_client.errors import IdentityError
 
-from . import dev, doctor, failpoints, logs
+from . import dev, doctor, failpoints, logs, master_key_command
 from .config import ConfigurationError, Settings, load, read
 from .house import LOCAL_ACT, open_house
 from .password_command import ask_passwords, change_password, split_passwords
@@ -148,6 +148,10 @@ def _is_confirmed(issuer: str) -> bool:
     return input("Type the issuer to go on: ").strip() == issuer
 
 
+async def _master_key(options: argparse.Namespace) -> None:
+    print(await options.step(load(options.config, os.environ), LOCAL_ACT))
+
+
 async def _migrate(options: argparse.Namespace) -> None:
     await migrate_database(load(options.config, os.environ).database)
     print(f"the schema is of revision {REVISION}")
@@ -274,6 +278,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--credentials", action="store_true", help="end API keys, secrets and certificates, too")
     command.add_argument("--yes", action="store_true", help="do not ask: for scripts")
     command.set_defaults(run=_fence)
+
+    steps = commands.add_parser(
+        "master-key",
+        help="rotate the master key, in three steps",
+        description="add, reseal, forget, in this order; while the service runs or when it is stopped. Each step can "
+        "be repeated. Bring the file to every replica after the first and after the last.",
+    ).add_subparsers(required=True, metavar="STEP")
+    for name, step, what in (
+        ("add", master_key_command.add, "put a new key into the file"),
+        ("reseal", master_key_command.reseal, "seal everything in the database under the newest key"),
+        ("forget", master_key_command.forget, "remove the keys from the file under which nothing is sealed"),
+    ):
+        command = steps.add_parser(name, help=what)
+        command.add_argument("--config", type=Path, help="the file that `identity serve` is started with")
+        command.set_defaults(run=_master_key, step=step)
 
     command = commands.add_parser("password", help="replace your own password; the first step of a new user")
     command.add_argument("--address", default=os.environ.get("IDENTITY_ADDRESS"), metavar="HOST:PORT")

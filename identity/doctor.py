@@ -8,7 +8,7 @@ import json
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from identity_client.clock import Clock
 from .config import ConfigurationError, Settings
 from .domain.audit_seals import SealKey
 from .domain.values import KeyState, SigningKeyRecord
-from .house import AUDIT_SEAL_KEY
+from .lasting import Label, find_secret
 from .signing import open_key
 from .storage import inspection
 from .storage.database import is_postgres
 from .storage.schema import REVISION, find_revision
 from .storage.sealing import MasterKey
 from .storage.sql.audit_check import AuditReport, check_audit
+from .storage.sql.sealed import all_secrets
 from .storage.sql.signing_keys import all_keys
 from .tls import check_pair
 
@@ -287,6 +288,12 @@ def _opens(key: SigningKeyRecord, master: MasterKey) -> bool:
     return True
 
 
+def _master_key(patient: Patient, connection: Connection) -> list[Finding]:
+    from .master_key_doctor import examine_master_key
+
+    return [] if patient.master is None else examine_master_key(connection, patient.master)
+
+
 def _audit(patient: Patient, connection: Connection) -> Iterator[Finding]:
     check = "audit log"
     if patient.master is None:
@@ -299,7 +306,11 @@ def _audit(patient: Patient, connection: Connection) -> Iterator[Finding]:
         found = "the seals were not checked: no signing key opens with this master key, so it is another database's"
         yield Finding(check, Severity.ERROR, found, "Restore the master key; nothing is known of the log until then.")
         return
-    report = check_audit(connection, SealKey(patient.master.derive(AUDIT_SEAL_KEY)))
+    try:
+        key = SealKey(find_secret(all_secrets(connection), patient.master, Label.AUDIT_SEAL))
+    except ConfigurationError:
+        return  # told by the check of the master key
+    report = check_audit(connection, key)
     advice = "Somebody wrote past the service, or the disk failed: compare with a backup, and treat it as a breach."
     for problem in report.problems[:_SHOWN_PROBLEMS]:
         yield Finding(check, Severity.ERROR, problem, advice)
@@ -338,4 +349,10 @@ def _audit_ages(report: AuditReport, oldest_account_time: int | None) -> Iterato
             yield Finding("audit log", Severity.WARNING, found, advice)
 
 
-_CHECKS: tuple[Callable[[Patient, Connection], Iterator[Finding]], ...] = (_integrity, _clock, _signing_keys, _audit)
+_CHECKS: tuple[Callable[[Patient, Connection], Iterable[Finding]], ...] = (
+    _integrity,
+    _clock,
+    _master_key,
+    _signing_keys,
+    _audit,
+)

@@ -51,6 +51,7 @@ from .domain.values import FIRST_PARTY, Act, KeyState, Seconds, SigningKeyRecord
 from .domain.wanted import Audiences
 from .feed.hub import Hub
 from .jobs import Job, Jobs, led, note_job, retention_job, rotation_job, seal_job, sweep_job
+from .lasting import Label, open_secrets
 from .signing import ActiveSigner, SignerKeys, generate_key
 from .storage.database import Stores, open_stores
 from .storage.sealing import MasterKey
@@ -64,9 +65,6 @@ _log = logging.getLogger(__name__)
 
 LOCAL_ACT = Act(request_id="", origin="local")
 """What is done on the machine itself, by whoever may read its database."""
-
-AUDIT_SEAL_KEY = "audit-seal"
-"""The label of the key that the audit log is sealed under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +162,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     state = TrustState(clock)
     active = await _active_key(stores.signing_keys, master, clock)
     signer = ActiveSigner(active, master, state.is_key_revoked)
+    secrets = await open_secrets(master, stores.sealed)
     hub = Hub(stores.revocations, state, clock, _renew_epoch(stores))
     mirror = _open_mirror(settings, stores, state)
     shared_throttle = _open_throttle(settings, stores, clock)
@@ -175,12 +174,12 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
     pool = HashPool(settings.hash_workers, settings.hash_queue, meter=meter)
     hasher = PasswordHasher(_hash_parameters(settings), pool, randomness)
     minter = Minter(signer, settings.issuer, settings.service_name, settings.access_token_lifetime_seconds, randomness)
-    refresh_tokens = RefreshTokens(master.derive("refresh"))
+    refresh_tokens = RefreshTokens(secrets[Label.REFRESH])
     hasher.prepare_dummy()
     audiences = Audiences(stores.accounts, settings.service_name, groups, settings.default_audience)
-    refusals = RefusalLog(stores.audit, master.derive("audit-names"))
+    refusals = RefusalLog(stores.audit, secrets[Label.AUDIT_NAMES])
     introspector = Introspector(verifier, stores.grants, minter, settings.issuer, groups, clock)
-    seal_key = SealKey(master.derive(AUDIT_SEAL_KEY))
+    seal_key = SealKey(secrets[Label.AUDIT_SEAL])
     sealer = Sealer(stores.audit_seals, seal_key, settings.audit_retention_days, clock)
     name = new_id(randomness)
     make_key = functools.partial(generate_key, master)
@@ -201,7 +200,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             sessions=stores.sessions,
             feed=hub,
             refusals=refusals,
-            throttle=Throttle(shared_throttle or stores.throttle, master.derive("throttle"), _limits(settings)),
+            throttle=Throttle(shared_throttle or stores.throttle, secrets[Label.THROTTLE], _limits(settings)),
             audiences=audiences,
             hasher=hasher,
             minter=minter,
@@ -247,7 +246,7 @@ async def _build(settings: Settings, clock: Clock, master: MasterKey, stores: St
             randomness=randomness,
             reserved_names=groups | {settings.service_name, FIRST_PARTY},
         ),
-        request_ids=RequestIds(master.derive("request-ids")),
+        request_ids=RequestIds(secrets[Label.REQUEST_IDS]),
         audit=AuditReader(stores.audit, stores.accounts),
         sealer=sealer,
         mirror=mirror,

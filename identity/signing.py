@@ -23,7 +23,8 @@ from identity_client.tokens.keys import PublicKey, base64url
 from .config import ConfigurationError
 from .domain.ports import SigningKeyStore
 from .domain.values import KeyState, Seconds, SigningKeyRecord
-from .storage.sealing import MasterKey, SealBroken
+from .lasting import not_opened
+from .storage.sealing import MasterKey, SealBroken, signing_key_context
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def generate_key(master: MasterKey, now: Seconds) -> SigningKeyRecord:
         state=KeyState.ACTIVE,
         public_x=public_key.x,
         public_y=public_key.y,
-        sealed_private_key=master.seal(der, _context(public_key.key_id)),
+        sealed_private_key=master.seal(der, signing_key_context(public_key.key_id)),
         create_time=now,
     )
 
@@ -116,14 +117,11 @@ def generate_key(master: MasterKey, now: Seconds) -> SigningKeyRecord:
 def open_key(record: SigningKeyRecord, master: MasterKey) -> LocalSigner:
     """The key of *record*, ready to sign. Raises ConfigurationError: sealed under another master key."""
     try:
-        private_key = load_der_private_key(master.open(record.sealed_private_key, _context(record.key_id)), None)
-    except SealBroken:
-        problem = "master_key_file: this is not the key that the database's signing keys are sealed under"
-        raise ConfigurationError([problem]) from None
+        private_key = load_der_private_key(
+            master.open(record.sealed_private_key, signing_key_context(record.key_id)), None
+        )
+    except SealBroken as error:
+        raise not_opened(f"signing key {record.key_id}", error) from None
     if not isinstance(private_key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(["the database holds a signing key of another kind"])
     return LocalSigner(record.key_id, private_key)
-
-
-def _context(key_id: str) -> str:
-    return f"signing-key/{key_id}"

@@ -19,6 +19,7 @@ from identity.storage.sql.grants import SqlGrantStore
 from identity.storage.sql.leases import SqlLeaseStore
 from identity.storage.sql.revocations import SqlRevocationStore
 from identity.storage.sql.roles import SqlRoleStore
+from identity.storage.sql.sealed import SqlSealedStore
 from identity.storage.sql.session_selection import SqlSessionSelection
 from identity.storage.sql.sessions import SqlSessionStore
 from identity.storage.sql.signing_keys import SqlSigningKeyStore
@@ -44,6 +45,7 @@ class Stores:
         self.sweeper = SqlSweeper(access)
         self.revocations = SqlRevocationStore(access)
         self.signing_keys = SqlSigningKeyStore(access)
+        self.sealed = SqlSealedStore(access)
         self.fence = SqlFenceStore(access)
         self.leases = SqlLeaseStore(access)
         self.audit = SqlAuditStore(access, clock)

@@ -177,6 +177,13 @@ signing_keys = Table(
 Index("one_active_signing_key", signing_keys.c.state, unique=True, **only(signing_keys.c.state == "active"))
 Index("one_prepared_signing_key", signing_keys.c.state, unique=True, **only(signing_keys.c.state == "prepared"))
 
+sealed_secrets = Table(
+    "sealed_secrets",
+    metadata,
+    Column("label", TEXT, primary_key=True),  # what it is for
+    Column("sealed_secret", LargeBinary, nullable=False),  # says the number of the master key that seals it
+)
+
 leases = Table(
     "leases",
     metadata,

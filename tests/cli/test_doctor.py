@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from identity import doctor
+from identity import doctor, master_key_command
 from identity.cli import main
 from identity.config import Settings
 from identity.doctor import Finding, Patient, Severity, examine
+from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
 from tests.clients.issuer import FixedClock
@@ -83,6 +84,7 @@ async def test_the_healthy_are_left_alone(settings: Settings, tmp_path: Path) ->
         "migrations",
         "integrity",
         "clock",
+        "master key",
         "signing keys",
         "audit log",
     ]
@@ -111,8 +113,11 @@ async def test_a_lost_master_key_is_told_and_the_rest_is_looked_at(settings: Set
 async def test_under_another_master_key_no_seal_is_called_forged(settings: Settings) -> None:
     Path(settings.master_key_file).unlink()
     MasterKey.generate(Path(settings.master_key_file))
-    [(_, keys, does_not_open), (severity, log, not_checked)] = ailments(settings)
-    assert (keys, severity, log) == ("signing keys", "ERROR", "audit log")
+    [(_, master, secrets), (_, keys, does_not_open), (severity, log, not_checked)] = ailments(settings)
+    assert (master, keys, severity, log) == ("master key", "signing keys", "ERROR", "audit log")
+    assert secrets == (
+        "secrets do not open with the master key: audit-names, audit-seal, refresh, request-ids, throttle"
+    )
     assert "does not open with the master key" in does_not_open
     assert not_checked.startswith("the seals were not checked")
 
@@ -212,6 +217,34 @@ async def test_a_clock_behind_the_database_is_told(settings: Settings) -> None:
 async def test_the_age_of_a_key_is_said_and_nothing_is_asked_for_that_no_command_does(settings: Settings) -> None:
     assert ailments(settings, later_seconds=500 * DAY) == []
     assert any(each.found.endswith("active, and 500 days old") for each in examined(settings, 500 * DAY))
+
+
+@pytest.mark.requirement("R26")
+async def test_the_numbers_of_the_keys_are_said_and_each_step_of_a_rotation_that_is_due(settings: Settings) -> None:
+    path = Path(settings.master_key_file)
+    old = path.read_bytes()
+    assert any(each.found == "6 values are sealed under key 1" for each in examined(settings))
+    in_own_loop(lambda: master_key_command.add(settings, LOCAL_ACT))
+    assert ailments(settings) == [
+        ("WARNING", "master key", "6 values are sealed under key 1, and 2 is the newest"),
+    ]
+    in_own_loop(lambda: master_key_command.reseal(settings, LOCAL_ACT))
+    assert ailments(settings)[0] == ("WARNING", "master key", "the file holds key 1, and nothing is sealed under it")
+    both = path.read_bytes()
+    path.write_bytes(old)  # as on a replica to which the file was not brought
+    assert ailments(settings)[0] == (
+        "ERROR",
+        "master key",
+        "6 values are sealed under key 2, which the file does not hold",
+    )
+    path.write_bytes(both)
+    in_own_loop(lambda: master_key_command.forget(settings, LOCAL_ACT))
+    assert [each for each in ailments(settings) if each[1] == "master key"] == []
+
+
+async def test_a_value_that_is_not_sealed_is_told(settings: Settings) -> None:
+    sql(settings, "UPDATE sealed_secrets SET sealed_secret = x'00' WHERE label = 'refresh'")
+    assert ("ERROR", "master key") in {each[:2] for each in ailments(settings)}
 
 
 async def test_no_active_key_is_told(settings: Settings) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from identity.dev import DevFiles
 from identity.domain.audit_seals import SealKey
-from identity.house import AUDIT_SEAL_KEY
+from identity.lasting import Label
 from identity.storage import inspection
 from identity.storage.sealing import MasterKey
 from identity.storage.sql.audit_check import AuditReport, check_audit
@@ -120,7 +120,7 @@ def work(server: DevServer, channel: grpc.Channel, name: str) -> None:
 
 
 def check(files: DevFiles) -> AuditReport:
-    key = SealKey(MasterKey.from_file(files.master_key).derive(AUDIT_SEAL_KEY))
+    key = SealKey(MasterKey.from_file(files.master_key).derive(Label.AUDIT_SEAL))
     with inspection.open_read_only(files.database) as connection:
         return check_audit(connection, key)
 

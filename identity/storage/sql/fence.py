@@ -65,9 +65,11 @@ def renew_epoch(connection: Connection, epoch: str | None = None) -> bool:
 
 def _replace_keys(connection: Connection, new_key: SigningKeyRecord, moment: Moment) -> list[str]:
     """Revoke every key, whatever its state, and sign with *new_key*; -> the ids of the revoked ones."""
-    key_ids = list(connection.execute(select(signing_keys.c.key_id).with_for_update()).scalars())
+    connection.execute(select(signing_keys.c.key_id).with_for_update())
     values = {"state": KeyState.REVOKED, "revoke_time": moment.now, "sealed_private_key": b""}
-    connection.execute(update(signing_keys).values(**values))
+    # Those that were added while this waited for the others are among them.
+    revoked = update(signing_keys).values(**values).returning(signing_keys.c.key_id)
+    key_ids = list(connection.execute(revoked).scalars())
     active = replace(new_key, state=KeyState.ACTIVE, activate_time=moment.now)
     connection.execute(insert(signing_keys).values(**asdict(active)))
     return key_ids

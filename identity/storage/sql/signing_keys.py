@@ -151,12 +151,16 @@ def publish_revoked(connection: Connection, key_id: str, moment: Moment) -> int 
 
 
 _OLDEST_FIRST = select(signing_keys).order_by(signing_keys.c.create_time, signing_keys.c.key_id)
+_HELD = _OLDEST_FIRST.with_only_columns(signing_keys.c.key_id).with_for_update()
 
 
 def _locked(connection: Connection) -> _Keys:
-    """Every key by its id, held until the transaction ends."""
-    rows = connection.execute(_OLDEST_FIRST.with_for_update()).mappings()
-    return {row["key_id"]: _record(row) for row in rows}
+    """Every key by its id, held until the transaction ends.
+
+    Read once they are held: a key that was added while this waited is not among those that it waited for.
+    """
+    connection.execute(_HELD)
+    return {key.key_id: key for key in all_keys(connection)}
 
 
 def _succeed(

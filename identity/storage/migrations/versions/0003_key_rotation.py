@@ -1,4 +1,4 @@
-"""Signing keys that follow one another, and leases of background jobs."""
+"""Signing keys that follow one another, secrets that outlive the master key, and leases of background jobs."""
 
 from __future__ import annotations
 
@@ -28,4 +28,9 @@ def upgrade() -> None:
         sa.Column("name", TEXT, primary_key=True),
         sa.Column("holder", TEXT, nullable=False),
         sa.Column("expire_time_ms", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "sealed_secrets",
+        sa.Column("label", TEXT, primary_key=True),
+        sa.Column("sealed_secret", sa.LargeBinary, nullable=False),
     )
