@@ -236,9 +236,9 @@ async def tell_of_delegation(stage: Stage) -> None:
     billed = await alice.bill_order("1")
     say("orders bills through billing, billing reserves at stock", f"{len(billed.chain) - 1} services act for her")
     metadata = (("authorization", f"Bearer {alice.held.access_token}"),)
-    stub, request = OrderServiceStub(stage.orders), orders_pb2.BillOrderRequest(order_id="1")
+    stub, request = OrderServiceStub(stage.orders), orders_pb2.GetOrderRequest(order_id="1")
     await stage.end_session(alice.held.session_id)
-    again = await refused_soon(lambda: attempt(stub.BillOrder(request, metadata=metadata)))
+    again = await refused_soon(lambda: attempt(stub.GetOrder(request, metadata=metadata)))
     say("an admin ends her session; the same token again", again)
 
 

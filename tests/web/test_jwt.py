@@ -37,14 +37,14 @@ async def browser(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 def expire(site: Site, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has the front end take one access token for expired."""
     verifier = site.app._door._verifier
-    verify, expired = verifier.verify, set[str]()
+    prove, expired = verifier.prove, set[str]()
 
-    def verify_unexpired(raw_token: str) -> Any:
+    def prove_unexpired(raw_token: str) -> Any:
         if raw_token in expired:
             raise TokenExpired
-        return verify(raw_token)
+        return prove(raw_token)
 
-    monkeypatch.setattr(verifier, "verify", verify_unexpired)
+    monkeypatch.setattr(verifier, "prove", prove_unexpired)
     return expired.add
 
 
@@ -316,7 +316,7 @@ async def test_a_renewed_token_that_does_not_hold_here_is_not_sent_to_and_fro(
     def refuse(_: str) -> Any:
         raise TokenExpired
 
-    monkeypatch.setattr(site.app._door._verifier, "verify", refuse)
+    monkeypatch.setattr(site.app._door._verifier, "prove", refuse)
     first = await browser.get("/account", headers=PAGE)
     assert (await browser.get(first.headers["location"], headers=PAGE)).headers["location"].startswith("/login")
 
