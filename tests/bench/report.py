@@ -27,12 +27,14 @@ def main() -> int:
         print(f"{OUTPUT} is not there: run make bench first", file=sys.stderr)
         return 1
     rows: list[Row] = json.loads(OUTPUT.read_text())
+    drawn = dict(plots(rows))
+    links = "\n\n".join(f"![{name}]({PLOTS.name}/{name}.svg)" for name in drawn)
     text = README.read_text()
-    for name, render in (("figures", table), ("growth", growth.render)):
-        text = _between(text, name, render(rows))
+    for name, content in (("figures", f"{table(rows)}\n\n{links}"), ("growth", growth.render(rows))):
+        text = _between(text, name, content)
     README.write_text(text)
     PLOTS.mkdir(exist_ok=True)
-    for name, svg in plots(rows):
+    for name, svg in drawn.items():
         (PLOTS / f"{name}.svg").write_text(svg)
     return 0
 
