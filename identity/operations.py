@@ -28,8 +28,6 @@ METRICS, LIVEZ, READYZ, JWKS = "/metrics", "/livez", "/readyz", "/.well-known/jw
 SILENT_SECONDS = 5.0
 """Without an answer of the database for so long a server is not ready; it is asked four times a second."""
 
-"""How long a JWK Set may be kept: new keys are published much longer than this before they sign."""
-
 _GAUGE_SECONDS = 1.0
 _SLOW_GAUGE_TURNS = 30
 

@@ -421,8 +421,5 @@ class ThrottleStore(Protocol):
         Raises Throttled, and counts nowhere, where one of them is to wait.
         """
 
-    async def give_back(self, reservation: Reservation) -> None:
-        """Uncount it. What was counted in the same buckets since stays."""
-
     async def succeeded(self, reservation: Reservation) -> None:
-        """Uncount it, make the place known and empty its bucket."""
+        """Uncount it, make the place known and empty its bucket. What others have counted since stays."""

@@ -171,29 +171,27 @@ async def test_counts_survive_a_restart(counters: Counters) -> None:
         assert await guesses(again, 20) == []
 
 
-async def test_what_is_given_back_was_not_counted_and_leaves_no_row(
-    throttle: ThrottleStore, counters: Counters
-) -> None:
+async def test_what_succeeded_was_not_counted_and_leaves_no_row(throttle: ThrottleStore, counters: Counters) -> None:
     for _ in range(300):
-        await throttle.give_back(await throttle.reserve(attempt()))
+        await throttle.succeeded(await throttle.reserve(attempt()))
     assert counters.count_buckets() == 0
     assert len(await guesses(throttle, 20)) == 10
 
 
-async def test_a_late_give_back_does_not_open_what_others_have_filled(throttle: ThrottleStore) -> None:
+async def test_a_late_success_does_not_open_what_others_have_filled(throttle: ThrottleStore) -> None:
     [early] = await guesses(throttle, 1)
     assert len(await guesses(throttle, 20)) == 9
-    await throttle.give_back(early)
-    assert await guesses(throttle, 20) == []
+    await throttle.succeeded(early)
+    assert await guesses(throttle, 20, attempt(origin="elsewhere")) == []
 
 
-async def test_giving_back_what_is_forgotten_changes_nothing(
+async def test_a_success_of_what_is_forgotten_leaves_no_row(
     throttle: ThrottleStore, stores: Stores, clock: FixedClock, counters: Counters
 ) -> None:
     [early] = await guesses(throttle, 1)
     clock.advance(10 * 86_400)
     await stores.sweeper.sweep("", 100)
-    await throttle.give_back(early)
+    await throttle.succeeded(early)
     assert counters.count_buckets() == 0
 
 
@@ -317,8 +315,8 @@ async def test_both_count_alike(
             held.append((outcomes[0], outcomes[1]))
         if held and chance.random() < 0.1:
             one, another = held.pop(chance.randrange(len(held)))
-            await shared.give_back(one)
-            await stores.throttle.give_back(another)
+            await shared.succeeded(one)
+            await stores.throttle.succeeded(another)
 
 
 def limited(what: Attempt) -> Attempt:
@@ -351,14 +349,14 @@ async def test_a_log_in_that_succeeds_at_once_is_not_noted_in_sql_and_one_that_f
     assert count_rows(url, "throttle_buckets") == 2
 
 
-async def test_one_that_is_given_back_after_it_was_noted_is_uncounted_in_both(
+async def test_one_that_succeeds_after_it_was_noted_is_uncounted_in_both(
     shared: RedisThrottleStore, url: str, redis_server: RedisServer
 ) -> None:
     [slow] = await guesses(shared, 1)
     for _ in range(2):
         await shared.note_failures()
     assert count_rows(url, "throttle_buckets") == 2
-    await shared.give_back(slow)
+    await shared.succeeded(slow)
     assert count_rows(url, "throttle_buckets") == 0
     assert redis_server.client.keys("identity:throttle:*") == []
 

@@ -52,7 +52,7 @@ class Counting:
             return Verdict(max(fine.limit.told_seconds(wait) for (fine, _), wait in zip(counters, rest, strict=True)))
         return Verdict(0, tuple((pair[rest[2 * i]], rest[2 * i + 1]) for i, pair in enumerate(counters)))
 
-    async def give_back(self, counted: _Counted, now_ms: int, emptied: Sequence[Counter] = ()) -> None:
+    async def give_back(self, counted: _Counted, now_ms: int, emptied: Sequence[Counter]) -> None:
         """Uncount what was *counted*, and forget what is counted in the *emptied* ones."""
         keys = [self._index, *(self._key(counter) for counter, _ in counted), *(self._key(each) for each in emptied)]
         pairs = [number for counter, next_ms in counted for number in (counter.limit.interval_ms, next_ms)]

@@ -82,23 +82,13 @@ class RedisThrottleStore:
         self._newer |= {(reservation.number, counter.key): (counter, now_ms) for counter, _ in verdict.counted}
         return reservation
 
-    async def give_back(self, reservation: Reservation) -> None:
-        if not isinstance(reservation, RedisReservation):
-            await self._sql.give_back(reservation)
-            return
-        is_noted = self._is_noted(reservation)
-        await self._asked(lambda: self._counting.give_back(reservation.counted, self._now_ms()))
-        if is_noted:
-            async with self._noting:  # it may be on its way
-                await self._sql.give_back(reservation)
-
     async def succeeded(self, reservation: Reservation) -> None:
         place = reservation.attempt.place
         counted = reservation.counted if isinstance(reservation, RedisReservation) else ()
         is_in_sql = not isinstance(reservation, RedisReservation) or self._is_noted(reservation)
         self._drop(place)
         await self._asked(lambda: self._counting.give_back(counted, self._now_ms(), [place]))
-        async with self._noting:
+        async with self._noting:  # it may be on its way
             await self._sql.succeeded(reservation if is_in_sql else Reservation(reservation.attempt, ()))
 
     async def note_failures(self) -> None:

@@ -61,9 +61,6 @@ class SqlThrottleStore:
         await self._access.read(look)
         return await self._access.write(count)
 
-    async def give_back(self, reservation: Reservation) -> None:
-        await self._access.write(lambda connection, moment: _give_back(connection, reservation, moment))
-
     async def succeeded(self, reservation: Reservation) -> None:
         place = reservation.attempt.place.key
 
