@@ -6,7 +6,7 @@ shop.site.localhost is the storefront, evil.site.localhost a sibling of the same
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from html import escape
 from typing import Any, Literal
@@ -32,6 +32,8 @@ class Stage:
         """Method or `WS`, path, and headers of every request to the storefront."""
         self.answers: list[tuple[str, str, int]] = []
         """Method, path and status of every answer."""
+        self.held: dict[str, Callable[[], Awaitable[None]]] = {}
+        """By path: what its answers wait for."""
 
     def headers_of(self, method: str, path: str) -> dict[str, str]:
         """Those of the latest such request."""
@@ -46,6 +48,8 @@ class Stage:
             async def noting(message: Any) -> None:
                 if message["type"] == "http.response.start":
                     self.answers.append((method, scope["path"], message["status"]))
+                    if scope["path"] in self.held:
+                        await self.held[scope["path"]]()
                 await send(message)
 
             await app(scope, receive, noting)

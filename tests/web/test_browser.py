@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -114,6 +115,28 @@ async def test_a_log_out_in_one_tab_ends_the_other(browser: Browser, stage: Stag
         browser.switch(first)
         browser.wait(lambda: browser.url == f"{stage.origin}/login?next=%2Faccount")
         assert browser.cookies() == {}
+
+    await play(story)
+
+
+async def test_a_log_out_goes_where_it_says_though_the_tab_learns_first_that_its_session_is_over(
+    browser: Browser, stage: Stage
+) -> None:
+    async def until_reloaded() -> None:
+        """Until the tab asks for its page again, or time enough to do so has gone by."""
+        for _ in range(20):
+            if stage.seen[-1][:2] != ("POST", "/session/logout"):
+                return
+            await asyncio.sleep(0.05)
+
+    stage.held["/session/logout"] = until_reloaded
+
+    def story() -> None:
+        log_in(browser, stage)
+        browser.wait(lambda: browser.run("return document.documentElement.dataset.live") == "yes")
+        browser.press("Log out")
+        browser.wait(lambda: browser.url != f"{stage.origin}/account")
+        assert browser.url == f"{stage.origin}/login"
 
     await play(story)
 
