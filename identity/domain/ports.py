@@ -231,7 +231,12 @@ class BearerStore(Protocol):
 
 
 class GrantStore(Protocol):
-    """What is common to sessions and credentials: they end, and everything that hangs off them with them."""
+    """What is common to sessions and credentials: they end, and everything that hangs off them with them.
+
+    Where the holder of a grant (an act without a caller, or of the same account) ends too many within a short time,
+    end, end_session and end_credential end every session of the account beside it, and raise its generation: so one
+    account cannot fill the feed. Ended counts them all.
+    """
 
     async def derive(self, derivation: Derivation, admit: Admit, act: Act) -> GrantSnapshot:
         """Note that another access token of a grant is issued, on behalf of *act*'s caller; -> all that it grants now.
@@ -293,7 +298,8 @@ class RevocationStore(Protocol):
         """Record a jti until its expiry; -> feed version, None if it was recorded before or is past.
 
         Where holders (an act without a caller) revoke too many tokens of one grant, a session is ended instead; of a
-        credential raises Overloaded.
+        credential raises Overloaded. Where the account's holder has ended too much besides, its generation is raised
+        instead, and its sessions end (see GrantStore).
         """
 
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:

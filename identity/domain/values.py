@@ -27,6 +27,7 @@ class EndReason(enum.StrEnum):
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a password
     LOGGED_OUT = "logged_out"
     EXPIRED = "expired"
+    TOO_MANY_ENDED = "too_many_ended"
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ revocations = Table(
     Column("minimum", BigInteger, nullable=False),
     Column("expire_time", BigInteger, nullable=False),
     Column("grant_id", TEXT),  # of a token
+    Column("account_id", TEXT),  # of a token or grant that the account's own holder ended
     Index("revocations_by_name", "kind", "name"),
     Index("revocations_by_expiry", "expire_time"),
 )
@@ -151,6 +152,12 @@ Index(
     revocations.c.grant_id,
     revocations.c.expire_time,
     **only(revocations.c.grant_id.is_not(None)),
+)
+Index(
+    "revocations_by_account",
+    revocations.c.account_id,
+    revocations.c.expire_time,
+    **only(revocations.c.account_id.is_not(None)),
 )
 
 feed_head = Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ from tests.contract.builders import (
     dump,
     use_secret,
 )
-from tests.databases import KINDS, execute, is_postgres
+from tests.databases import KINDS, execute, is_postgres, query
 from tests.postgres_server import Databases
 
 SCRIPTS = str(Path(schema.__file__).with_name("migrations"))
@@ -94,24 +94,33 @@ async def make_first_release(url: str) -> dict[str, str]:
     named = {name: new_id() for name in ("carol", "eve", "orders", "session", "ended", "access", "secret")}
 
     def fill(connection: Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", SCRIPTS)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        upgrade(connection, "0001")
         for name, rows in first_rows(named).items():
             table = Table(name, MetaData(), autoload_with=connection)
             for row in rows:
                 connection.execute(table.insert().values(**row))
 
+    await run(url, fill)
+    return named
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", SCRIPTS)
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+async def run(url: str, work: Callable[[Connection], None]) -> None:
+    """In one transaction."""
     if is_postgres(url):
         engine = create_async_engine(url.replace("postgresql", "postgresql+asyncpg", 1))
         async with engine.begin() as first:
-            await first.run_sync(fill)
+            await first.run_sync(work)
         await engine.dispose()
     else:
         with create_engine(url, poolclass=NullPool).begin() as connection:
-            fill(connection)
-    return named
+            work(connection)
 
 
 def first_rows(named: dict[str, str]) -> dict[str, list[dict[str, object]]]:
@@ -262,6 +271,34 @@ async def test_an_old_audit_log_is_kept_numbered_without_gaps_and_sealed(url: st
     ]
     report = await look(url, lambda connection: check_audit(connection, SealKey(bytes(32))))
     assert report.problems == []
+
+
+async def test_the_program_before_goes_on_with_the_feed_and_its_entries_are_nobodys_share(
+    url: str, clock: FixedClock
+) -> None:
+    named = await make_first_release(url)
+    await run(url, lambda connection: upgrade(connection, "0002"))
+    before = {version: insert_as_before(url, version, named["session"]) for version in (8, 9)}
+    stores = await opened(url, clock)
+    after = {version: insert_as_before(url, version, named["session"]) for version in (10, 11)}
+    execute(url, "UPDATE feed_head SET version = 11")
+    changes = {version: entry.name for version, entry in await stores.revocations.entries_since(7, 1_000)}
+    assert changes == before | after
+    ended = await stores.grants.end(named["session"], EndReason.LOGGED_OUT, "", ACT)
+    assert (ended.grant_count, ended.version) == (1, 12)
+    owners = query(url, "SELECT account_id FROM revocations WHERE account_id IS NOT NULL")
+    assert owners == [(named["carol"],)]
+    await stores.close()
+
+
+def insert_as_before(url: str, version: int, grant_id: str) -> str:
+    """Revoke a token of a grant as the program of the schema 0002 does; -> its id."""
+    token_id = new_id()
+    columns = "version, kind, name, minimum, expire_time, grant_id"
+    execute(
+        url, f"INSERT INTO revocations ({columns}) VALUES ({version}, 1, '{token_id}', 0, {NOW + 500}, '{grant_id}')"
+    )
+    return token_id
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_database(

@@ -111,19 +111,27 @@ def publish(
     moment: Moment,
     minimum: int = 0,
     grant_id: str | None = None,
+    account_id: str | None = None,
 ) -> int | None:
-    """Append to the feed, if a token it concerns can still be alive; -> the version. *grant_id*: of a token.
+    """Append to the feed, if a token it concerns can still be alive; -> the version.
+
+    *grant_id*: of a token. *account_id*: whose holder ended the token or grant.
 
     To be called as late as can be: the number is taken from the head in the transaction of the act, and the head is
     held until it ends. So versions have no gaps, and grow in the order of the commits, at whichever replica.
     """
-    if latest_expire_time + LONGEST_LEEWAY_SECONDS <= moment.now:
+    if not can_be_alive(latest_expire_time, moment):
         return None
     version = _advance(connection, 1)
-    entry = {"kind": int(kind), "name": name, "minimum": minimum, "grant_id": grant_id}
+    entry = {"kind": int(kind), "name": name, "minimum": minimum, "grant_id": grant_id, "account_id": account_id}
     expire_time = latest_expire_time + ENTRY_MARGIN_SECONDS
     connection.execute(insert(revocations).values(version=version, expire_time=expire_time, **entry))
     return version
+
+
+def can_be_alive(latest_expire_time: int, moment: Moment) -> bool:
+    """Whether a peer may still take a token that expires then."""
+    return latest_expire_time + LONGEST_LEEWAY_SECONDS > moment.now
 
 
 def _advance(connection: Connection, count: int) -> int:

@@ -7,21 +7,19 @@ from sqlalchemy import Connection, RowMapping, select, update
 from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, GrantKind, GrantSnapshot, GrantStatus
 from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, publish, publish_generation, split_words, write_audit
+from identity.storage.sql.common import Moment, publish_generation, split_words, write_audit
+from identity.storage.sql.ending import end_every_session, end_grant, hold_if_full, raise_generation
 from identity.storage.sql.issuing import marks_of_use, note_issue, to_the_minute
 from identity.storage.sql.rows import (
-    account_row,
     confirm_caller,
     find_grant,
     hold_account,
     hold_grant,
     is_live,
     is_recorded,
-    latest_use,
     snapshot,
 )
-from identity.storage.sql.sessions import end_sessions
-from identity.storage.tables import accounts, grants
+from identity.storage.tables import grants
 from identity_client.errors import GrantNotFound, InvalidRequest, TokenOutdated, TokenRevoked
 from identity_client.trust.entries import EntryKind
 
@@ -65,47 +63,48 @@ class SqlGrantStore:
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            return end_grant(connection, hold_grant(connection, grant_id), reason, note, act, moment)
+            full = hold_if_full(connection, grant_id, act, moment)
+            return end_grant(connection, hold_grant(connection, grant_id), full, reason, note, act, moment)
 
         return await self._access.write(work)
 
     async def end_session(self, account_id: str, grant_id: str, reason: EndReason, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
+            full = hold_if_full(connection, grant_id, act, moment)
             row = hold_grant(connection, grant_id)
             if row is None or row["account_id"] != account_id or row["kind"] != GrantKind.SESSION:
                 raise GrantNotFound()
             if not is_live(row, moment):
                 raise GrantNotFound()
-            return end_grant(connection, row, reason, "", act, moment)
+            return end_grant(connection, row, full, reason, "", act, moment)
 
         return await self._access.write(work)
 
     async def end_sessions(self, account_id: str, reason: EndReason, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            generation = _raise_generation(connection, AccountRef(account_id=account_id), moment)
-            count = end_sessions(connection, account_id, reason, moment)
-            write_audit(connection, act, moment, f"account.end_sessions.{reason}", account_id)
-            return Ended(count, publish_generation(connection, account_id, generation, moment))
+            account = hold_account(connection, AccountRef(account_id=account_id))
+            return end_every_session(connection, account, reason, "", act, moment)
 
         return await self._access.write(work)
 
     async def end_credential(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
+            full = hold_if_full(connection, grant_id, act, moment)
             row = hold_grant(connection, grant_id)
             if row is None or row["kind"] == GrantKind.SESSION:
                 raise GrantNotFound()
-            return end_grant(connection, row, reason, note, act, moment)
+            return end_grant(connection, row, full, reason, note, act, moment)
 
         return await self._access.write(work)
 
     async def end_all(self, ref: AccountRef, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            account_id = account_row(connection, ref)["account_id"]
-            generation = _raise_generation(connection, AccountRef(account_id=account_id), moment)
+            account = hold_account(connection, ref)
+            account_id, generation = account["account_id"], raise_generation(connection, account, moment)
             live = (grants.c.account_id == account_id) & grants.c.end_time.is_(None)
             ended = update(grants).where(live).values(end_time=moment.now, end_reason=EndReason.ACCOUNT_REVOKED)
             count = connection.execute(ended).rowcount
@@ -175,26 +174,3 @@ def _check_bound(row: RowMapping, derivation: Derivation) -> None:
 
 def _is_bearer(row: RowMapping) -> bool:
     return bool(row["kind"] == GrantKind.SESSION or row["api_key_use"] == ApiKeyUse.BEARER)
-
-
-def end_grant(
-    connection: Connection, row: RowMapping | None, reason: EndReason, note: str, act: Act, moment: Moment
-) -> Ended:
-    """End the grant of a row of joined_grants, and tell the peers. Raises GrantNotFound (no row)."""
-    if row is None:
-        raise GrantNotFound()
-    if row["end_time"] is not None:
-        return Ended(0, None)
-    ended = update(grants).where(grants.c.grant_id == row["grant_id"])
-    connection.execute(ended.values(end_time=moment.now, end_reason=reason))
-    write_audit(connection, act, moment, f"grant.end.{reason}", row["account_id"], row["grant_id"], note)
-    return Ended(1, publish(connection, EntryKind.GRANT, row["grant_id"], latest_use(row, moment), moment))
-
-
-def _raise_generation(connection: Connection, ref: AccountRef, moment: Moment) -> int:
-    """Hold the account, and outdate every token of it; -> the new generation, which is to be published."""
-    account = hold_account(connection, ref)
-    generation: int = account["generation"] + 1
-    raised = update(accounts).where(accounts.c.account_id == account["account_id"])
-    connection.execute(raised.values(generation=generation, update_time=moment.now))
-    return generation

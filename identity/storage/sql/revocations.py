@@ -11,8 +11,8 @@ from identity.domain.grants import GrantKind, TokenStatus
 from identity.domain.values import Act, EndReason, KeyState, Standing, TokenIdentity
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, entry_of, publish, write_audit
-from identity.storage.sql.grants import end_grant
-from identity.storage.sql.rows import confirm_caller, find_grant, is_live, is_recorded
+from identity.storage.sql.ending import end_full, end_grant, hold_if_full, holder_of
+from identity.storage.sql.rows import confirm_caller, find_grant, hold_grant, is_live, is_recorded
 from identity.storage.tables import feed_head, revocations, roles, signing_keys
 from identity_client.errors import Overloaded
 from identity_client.trust.entries import PACKED_KINDS, Batch, Entry, EntryKind, id_bytes
@@ -37,9 +37,21 @@ class SqlRevocationStore:
             confirm_caller(connection, act, moment)
             if is_recorded(connection, EntryKind.TOKEN, token.token_id):
                 return None
+            account = hold_if_full(connection, token.grant_id, act, moment)
+            if account is not None:
+                write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
+                return end_full(connection, account, act, moment).version
             if act.caller is None and (full_until := _full_until(connection, token.grant_id, moment)):
                 return _collapse(connection, token.grant_id, full_until, act, moment)
-            version = publish(connection, EntryKind.TOKEN, token.token_id, expire_time, moment, grant_id=token.grant_id)
+            version = publish(
+                connection,
+                EntryKind.TOKEN,
+                token.token_id,
+                expire_time,
+                moment,
+                grant_id=token.grant_id,
+                account_id=holder_of(token.account_id, act),
+            )
             if version is not None:
                 write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
             return version
@@ -108,14 +120,14 @@ def _full_until(connection: Connection, grant_id: str, moment: Moment) -> int | 
 def _collapse(connection: Connection, grant_id: str, full_until: int, act: Act, moment: Moment) -> int | None:
     """End a session whose tokens are revoked one by one; -> the feed's version. Raises Overloaded: a credential must
     not end for the tokens that were taken with it."""
-    row = find_grant(connection, grant_id)
+    row = hold_grant(connection, grant_id)
     if row is None or row["kind"] != GrantKind.SESSION:
         raise Overloaded(
             "Too many tokens of this credential were revoked lately: repeat the call later, or end the credential.",
             full_until - moment.now,
         )
     note = f"more than {TOKENS_OF_A_GRANT} of its tokens were revoked"
-    return end_grant(connection, row, EndReason.REVOKED, note, act, moment).version
+    return end_grant(connection, row, None, EndReason.REVOKED, note, act, moment).version
 
 
 def _batch_of(rows: Iterable[Any]) -> Batch:

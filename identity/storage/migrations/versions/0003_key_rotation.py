@@ -1,4 +1,5 @@
-"""Signing keys that follow one another, secrets that outlive the master key, and leases of background jobs."""
+"""Signing keys that follow one another, secrets that outlive the master key, leases of background jobs, and who ended
+what."""
 
 from __future__ import annotations
 
@@ -33,4 +34,11 @@ def upgrade() -> None:
         "sealed_secrets",
         sa.Column("label", TEXT, primary_key=True),
         sa.Column("sealed_secret", sa.LargeBinary, nullable=False),
+    )
+    op.add_column("revocations", sa.Column("account_id", TEXT))
+    op.create_index(
+        "revocations_by_account",
+        "revocations",
+        ["account_id", "expire_time"],
+        **only("account_id IS NOT NULL"),
     )
