@@ -231,7 +231,7 @@ class SqlAccountStore:
             )
             return connection.execute(found).first() is not None
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
 
 def _insert_account(connection: Connection, account: NewAccount, moment: Moment) -> None:
