@@ -196,7 +196,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class CredentialRecord:
-    """What a machine's log-in reads before it compares."""
+    """What a machine's log-in compares with."""
 
     grant_id: str
     kind: GrantKind
@@ -218,13 +218,17 @@ class UsedAssertion:
 
 @dataclass(frozen=True, slots=True)
 class CredentialUse:
-    """A machine's log-in: which credential, for which token."""
+    """A machine's log-in that was proved: for which token."""
 
-    grant_id: str
     audience: str
     requested_scopes: tuple[str, ...]
     access_lifetime: int
     assertion: UsedAssertion | None = None
+
+
+Prove = Callable[[CredentialRecord | None], CredentialUse]
+"""Called with a credential, None if there is none of the name, inside the transaction that issues: what it raises
+undoes that transaction."""
 
 
 # -- bearers -------------------------------------------------------------------------------------------------------

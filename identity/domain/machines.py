@@ -6,7 +6,7 @@ Every failed check is answered alike: BadCredentials; the audit log has the caus
 from __future__ import annotations
 
 import datetime
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from identity import failpoints
@@ -30,10 +30,14 @@ _NO_HASH = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
-class _Proved:
-    """A credential whose holder has proved it, and what the token is to say of that."""
+class _Proof:
+    """What a machine shows: of which credential, how that is checked, and what a token is to say of it.
 
-    record: CredentialRecord
+    *check* gives the credential back, or raises BadCredentials, InvalidRequest.
+    """
+
+    grant_id: str
+    check: Callable[[CredentialRecord | None], CredentialRecord]
     assertion: UsedAssertion | None = None
     thumbprint: str = ""
 
@@ -89,38 +93,45 @@ class MachineAuthenticator:
         """
         return await self._log_in(self._prove_certificate(chain_pem), "certificate.use", "", wanted, act)
 
-    async def _log_in(self, proof: Awaitable[_Proved], action: str, name: str, wanted: Wanted, act: Act) -> Issued:
+    async def _log_in(self, proof: Awaitable[_Proof], action: str, name: str, wanted: Wanted, act: Act) -> Issued:
         try:
             return await self._issue(await proof, wanted, action, act)
         except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
             raise await self._refusals.noted(error, action, name, act) from None
 
-    async def _issue(self, proved: _Proved, wanted: Wanted, action: str, act: Act) -> Issued:
-        audiences = await self._audiences.resolve(wanted.audiences, proved.record.audiences)
-        self._minter.check_scopes(audiences, wanted.scopes)
-        use = CredentialUse(
-            proved.record.grant_id, audiences[0], wanted.scopes, self._minter.lifetime, proved.assertion
-        )
+    async def _issue(self, proof: _Proof, wanted: Wanted, action: str, act: Act) -> Issued:
+        asked = await self._audiences.asked(wanted.audiences)
+
+        def prove(record: CredentialRecord | None) -> CredentialUse:
+            audiences = asked.among(_live(proof.check(record)).audiences)
+            self._minter.check_scopes(audiences, wanted.scopes)
+            return CredentialUse(audiences[0], wanted.scopes, self._minter.lifetime, proof.assertion)
 
         def admit(snapshot: GrantSnapshot) -> None:
-            self._minter.check_budget(proved.bound(snapshot))
+            self._minter.check_budget(proof.bound(snapshot))
 
         await failpoints.reach("machine_login.before_write")
-        return self._minter.issue(proved.bound(await self._credentials.use(use, admit, action, act)))
+        return self._minter.issue(proof.bound(await self._credentials.use(proof.grant_id, prove, admit, action, act)))
 
-    async def _prove_secret(self, grant_id: str, secret: bytes, username: str) -> _Proved:
-        record = await self._find(grant_id, GrantKind.CLIENT_SECRET, secret)
-        if record.normalised_username != username:
-            raise Rejected(Cause.CLIENT_ID_WRONG)
-        return _Proved(_live(record))
+    async def _prove_secret(self, grant_id: str, secret: bytes, username: str) -> _Proof:
+        def check(record: CredentialRecord | None) -> CredentialRecord:
+            found = _fitting(record, GrantKind.CLIENT_SECRET, secret)
+            if found.normalised_username != username:
+                raise Rejected(Cause.CLIENT_ID_WRONG)
+            return found
 
-    async def _prove_api_key(self, grant_id: str, secret: bytes) -> _Proved:
-        record = _live(await self._find(grant_id, GrantKind.API_KEY, secret))
-        if record.use is not ApiKeyUse.EXCHANGE:
-            raise InvalidRequest("this API key is for bearer use: send it to the service itself", "api_key.api_key")
-        return _Proved(record)
+        return _Proof(grant_id, check)
 
-    async def _prove_assertion(self, raw_assertion: str) -> _Proved:
+    async def _prove_api_key(self, grant_id: str, secret: bytes) -> _Proof:
+        def check(record: CredentialRecord | None) -> CredentialRecord:
+            found = _live(_fitting(record, GrantKind.API_KEY, secret))
+            if found.use is not ApiKeyUse.EXCHANGE:
+                raise InvalidRequest("this API key is for bearer use: send it to the service itself", "api_key.api_key")
+            return found
+
+        return _Proof(grant_id, check)
+
+    async def _prove_assertion(self, raw_assertion: str) -> _Proof:
         assertion = parse_assertion(raw_assertion)
         record = await self._credentials.find_by_name(GrantKind.PUBLIC_KEY, assertion.key_id)
         if record is None or record.public_key is None:
@@ -129,28 +140,18 @@ class MachineAuthenticator:
         used = check_assertion(
             assertion, key, record.normalised_username, self._issuer, self._clock.now(), self._leeway
         )
-        return _Proved(_live(record), assertion=used)
+        return _Proof(record.grant_id, _found, assertion=used)
 
-    async def _prove_certificate(self, chain_pem: bytes | None) -> _Proved:
+    async def _prove_certificate(self, chain_pem: bytes | None) -> _Proof:
         now = datetime.datetime.fromtimestamp(self._clock.now(), datetime.UTC)
         certificate = read_certificate(chain_pem, self._authorities, now)
         is_registered = False
         for name in certificate.names:
             record = await self._credentials.find_by_name(GrantKind.CERTIFICATE, name)
             if record is not None and record.is_live:
-                return _Proved(record, thumbprint=certificate.thumbprint)
+                return _Proof(record.grant_id, _found, thumbprint=certificate.thumbprint)
             is_registered = is_registered or record is not None
         raise Rejected(Cause.CREDENTIAL_ENDED if is_registered else Cause.CERTIFICATE_UNREGISTERED)
-
-    async def _find(self, grant_id: str, kind: GrantKind, secret: bytes) -> CredentialRecord:
-        """The credential whose secret fits. Raises Rejected; an unknown one costs the same comparison."""
-        record = await self._credentials.find(grant_id)
-        is_right = is_secret(secret, (record.secret_hash if record else None) or _NO_HASH)
-        if record is None or record.kind is not kind:
-            raise Rejected(Cause.CREDENTIAL_UNKNOWN)
-        if not is_right:
-            raise Rejected(Cause.SECRET_WRONG)
-        return record
 
 
 def _split(raw_text: str, kind: opaque.Kind, field: str, problem: str) -> tuple[str, bytes]:
@@ -158,6 +159,23 @@ def _split(raw_text: str, kind: opaque.Kind, field: str, problem: str) -> tuple[
         return opaque.split_secret(raw_text, kind)
     except TokenMalformed:
         raise InvalidRequest(problem, field) from None
+
+
+def _fitting(record: CredentialRecord | None, kind: GrantKind, secret: bytes) -> CredentialRecord:
+    """The credential if the secret fits. Raises Rejected; an unknown one costs the same comparison."""
+    is_right = is_secret(secret, (record.secret_hash if record else None) or _NO_HASH)
+    if record is None or record.kind is not kind:
+        raise Rejected(Cause.CREDENTIAL_UNKNOWN)
+    if not is_right:
+        raise Rejected(Cause.SECRET_WRONG)
+    return record
+
+
+def _found(record: CredentialRecord | None) -> CredentialRecord:
+    """A credential that was proved before, if it is still there."""
+    if record is None:
+        raise Rejected(Cause.CREDENTIAL_ENDED)
+    return record
 
 
 def _live(record: CredentialRecord) -> CredentialRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import TypeAlias
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -13,6 +14,7 @@ LOCAL = "local"
 _SITE_BITS = 64
 
 
+@lru_cache(maxsize=1_024)  # a log-in asks three times, and a flood of them comes from few places
 def unit_of(origin: str) -> str:
     """An IPv4 address; an IPv6 network of 64 bits, all of which one subscriber has at hand; LOCAL for the rest."""
     address = _address(origin)

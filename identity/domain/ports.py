@@ -20,7 +20,6 @@ from .grants import (
     BearerRecord,
     Credential,
     CredentialRecord,
-    CredentialUse,
     Derivation,
     GrantKind,
     GrantSnapshot,
@@ -28,6 +27,7 @@ from .grants import (
     NewCredential,
     NewSession,
     Place,
+    Prove,
     Session,
     SessionFilter,
     SessionPart,
@@ -207,16 +207,14 @@ class CredentialStore(Protocol):
         below *before*. Raises AccountNotFound.
         """
 
-    async def find(self, grant_id: str) -> CredentialRecord | None:
-        """What a log-in by secret compares with."""
-
     async def find_by_name(self, kind: GrantKind, lookup_name: str) -> CredentialRecord | None:
         """The credential that is not ended and has this lookup name."""
 
-    async def use(self, use: CredentialUse, admit: Admit, action: str, act: Act) -> GrantSnapshot:
-        """Note that an access token is issued. *action* names the log-in in the audit log.
+    async def use(self, grant_id: str, prove: Prove, admit: Admit, action: str, act: Act) -> GrantSnapshot:
+        """Note that an access token is issued, if *prove* has nothing against it. *action* names the log-in in the
+        audit log.
 
-        Raises BadCredentials (no longer live, or the assertion was used before), ScopeNotGranted.
+        Raises BadCredentials (not live, or the assertion was used before), ScopeNotGranted.
         """
 
 

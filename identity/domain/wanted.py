@@ -29,6 +29,29 @@ class Wanted:
     form: Form = Form.TOKENS
 
 
+@dataclass(frozen=True, slots=True)
+class AskedAudiences:
+    """The known audiences that were asked for, or the *problem* with them."""
+
+    default: str
+    names: tuple[str, ...]
+    problem: InvalidRequest | None = None
+
+    def among(self, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """The audiences to issue for, each once, at least one.
+
+        *allowed* are those that a credential is bound to, empty for any. Where none is wanted it is the default, or the
+        first allowed one if the default is not allowed. Raises UnknownAudience, InvalidRequest.
+        """
+        if self.problem is not None:
+            raise self.problem
+        if not self.names:
+            return (self.default,) if not allowed or self.default in allowed else allowed[:1]
+        if allowed and not set(self.names).issubset(allowed):
+            raise InvalidRequest(f"this credential is for {', '.join(allowed)} only", "audience")
+        return self.names
+
+
 class Audiences:
     """Whom a token may be for: a service account, a configured group, or this service."""
 
@@ -37,18 +60,19 @@ class Audiences:
         self._fixed = groups | {service_name}
         self._default = default
 
-    async def resolve(self, wanted: tuple[str, ...], allowed: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The audiences to issue for, each once, at least one.
+    async def resolve(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """The audiences to issue for, each once, at least one; the default where none is wanted.
 
-        *allowed* are those that a credential is bound to, empty for any. Where none is wanted it is the default, or the
-        first allowed one if the default is not allowed. Raises UnknownAudience, InvalidRequest.
+        Raises UnknownAudience, InvalidRequest.
         """
-        if not wanted:
-            return (self._default,) if not allowed or self._default in allowed else allowed[:1]
-        names = await self.check_known(wanted)
-        if allowed and not set(names).issubset(allowed):
-            raise InvalidRequest(f"this credential is for {', '.join(allowed)} only", "audience")
-        return names
+        return (await self.asked(wanted)).among(())
+
+    async def asked(self, wanted: tuple[str, ...]) -> AskedAudiences:
+        """The same for a caller who has proved nothing yet, and is not told here which names there are."""
+        try:
+            return AskedAudiences(self._default, await self.check_known(wanted))
+        except InvalidRequest as problem:
+            return AskedAudiences(self._default, (), problem)
 
     async def check_known(self, names: tuple[str, ...], field: str = "audience") -> tuple[str, ...]:
         """*names*, each once. Raises UnknownAudience, InvalidRequest (too many)."""

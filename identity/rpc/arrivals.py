@@ -7,13 +7,14 @@ has awaited a byte, and the handler then reads with a limit of its own.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import grpc
 
 from identity_client.errors import DeadlineExceeded, MalformedRequest
+
+from .time_limits import TimeLimit
 
 LONGEST_SECONDS = 10.0
 """How long a call's first request may be on its way."""
@@ -31,24 +32,21 @@ class Arrivals:
     """Reads requests, with a limit on their time and number."""
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.Timeout, float] = {}  # since when, the longest first
+        self._limit = TimeLimit(LONGEST_SECONDS)
 
     @property
     def waiting_count(self) -> int:
         """How many calls wait for their first request now."""
-        return len(self._waiting)
+        return len(self._limit)
 
     async def first(self, context: _Context) -> Any:
         """The call's next request. Raises DeadlineExceeded, MalformedRequest (also if it ends without one)."""
-        limit = asyncio.timeout(LONGEST_SECONDS)
+        if len(self._limit) >= MAXIMUM_WAITING:
+            self._limit.end_longest(SHORTEST_SECONDS)
         try:
-            async with limit:
-                self._enter(limit)
-                request = await context.read()
+            request = await self._limit.run(context.read())
         except TimeoutError:
             raise DeadlineExceeded("The request did not arrive in time: send it together with the call.") from None
-        finally:
-            self._waiting.pop(limit, None)
         if request is grpc.aio.EOF:
             raise MalformedRequest()
         return _sound(request)
@@ -58,15 +56,6 @@ class Arrivals:
         yield await self.first(context)
         async for request in requests:
             yield _sound(request)
-
-    def _enter(self, limit: asyncio.Timeout) -> None:
-        now = asyncio.get_running_loop().time()
-        self._waiting[limit] = now
-        if len(self._waiting) > MAXIMUM_WAITING:
-            longest, since = next(iter(self._waiting.items()))
-            if now - since >= SHORTEST_SECONDS:
-                del self._waiting[longest]
-                longest.reschedule(now)
 
 
 def firm(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

@@ -6,7 +6,6 @@ error id that finds the cause in the log. Undecodable requests become INVALID_AR
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import secrets
@@ -23,6 +22,7 @@ from identity_client.sync.handlers import behaviour_of
 from .arrivals import Arrivals, firm
 from .open_streams import OpenStreams
 from .refused_calls import RefusedCalls
+from .time_limits import TimeLimit
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Firewall(grpc.aio.ServerInterceptor):
         self._refused_calls = refused_calls
         self._streams = streams
         self._arrivals = Arrivals()
+        self._limit = TimeLimit(UNARY_LIMIT_SECONDS)
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
 
     async def intercept_service(
@@ -81,8 +82,7 @@ class Firewall(grpc.aio.ServerInterceptor):
             try:
                 _check_time(context)
                 request = await self._request(handler, requests, context)
-                async with asyncio.timeout(UNARY_LIMIT_SECONDS):
-                    return await behaviour(request, context)
+                return await self._limit.run(behaviour(request, context))
             except TimeoutError:
                 await _abort(context, DeadlineExceeded())
             except Exception as error:

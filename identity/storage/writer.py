@@ -1,4 +1,5 @@
-"""One thread that writes. What waits is committed together, so that many calls share one fsync.
+"""One thread that writes. What waits is committed together, so that many calls share one fsync; where many calls come,
+those of a few milliseconds wait for each other.
 
 Each piece of work runs in its own SAVEPOINT: one that raises undoes itself alone. Nobody hears of success before the
 commit; a commit that fails fails all of its pieces. A caller that stops waiting does not stop the work.
@@ -8,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,6 +35,30 @@ BATCH_LIMIT = 256
 
 WAITING_LIMIT = 10_000
 """The most pieces that wait; beyond it callers are refused at once, before memory and delays grow without end."""
+
+
+INTERVAL_SECONDS = 0.004
+"""How far apart transactions begin in a crowd. Each costs this process as much as several pieces do: begun whenever
+one piece is there, they are what limits how many there can be."""
+
+CROWD = 4
+"""So many pieces within the interval are a crowd. Nobody who writes one after another is kept waiting."""
+
+
+class Pace:
+    """When the next transaction is to begin."""
+
+    def __init__(self) -> None:
+        self._begun: deque[float] = deque([-math.inf] * CROWD, CROWD)  # when the last pieces were, in monotonic time
+
+    def begun(self, now: float, count: int) -> None:
+        """A transaction with *count* pieces begins."""
+        self._begun.extend([now] * min(count, CROWD))
+
+    def wait_seconds(self, now: float) -> float:
+        """How long others are to be waited for."""
+        is_crowd = now - self._begun[0] < INTERVAL_SECONDS
+        return self._begun[-1] + INTERVAL_SECONDS - now if is_crowd else 0.0
 
 
 @dataclass(slots=True)
@@ -72,6 +100,7 @@ class Writer:
         """Called on the callers' event loop once revocations are committed."""
         self._engine = engine
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._run, name="sql-writer", daemon=True)
         self._is_closed = False
         self._thread.start()
@@ -102,11 +131,13 @@ class Writer:
         while is_open:
             batch, is_open = self._next_batch()
             if batch:
+                self._pace.begun(time.monotonic(), len(batch))
                 self._write(batch)
 
     def _next_batch(self) -> tuple[list[_Piece], bool]:
         batch: list[_Piece] = []
         piece = self._pieces.get()
+        time.sleep(self._pace.wait_seconds(time.monotonic()))
         while piece is not None:
             batch.append(piece)
             if len(batch) == BATCH_LIMIT:

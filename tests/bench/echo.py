@@ -29,8 +29,8 @@ class Echo:
 
 
 @contextmanager
-def running() -> Iterator[Echo]:
-    with serving(serve) as (address, process_id):
+def running(is_pinned: bool = True) -> Iterator[Echo]:
+    with serving(serve, is_pinned=is_pinned) as (address, process_id):
         yield Echo(address, process_id)
 
 

@@ -1,7 +1,7 @@
 """Log-ins by password, which cost a hash each: their rate against bare hashing, what others notice meanwhile; and a
-flood of them.
+flood of them, beside a flood of an echo.
 
-The service has a hashing thread for every core, and is bound to none, as the hashing beside it.
+The service has a hashing thread for every core, and is bound to none, as the hashing and the echo beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,7 +20,8 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from identity.config import Settings
 from identity.v1 import authentication_pb2_grpc, token_pb2
-from tests.bench import service
+from tests.bench import echo, service
+from tests.bench.echo import Echo
 from tests.bench.harness import Figure, in_child, percentile, resident_megabytes
 from tests.bench.load import Load
 from tests.bench.probing import probing
@@ -38,13 +40,14 @@ def run(quick: bool) -> Iterable[Figure]:
     with (
         service.placed(hash_workers=CORES) as place,
         service.running(place, is_pinned=False) as ours,
+        echo.running(is_pinned=False) as echoing,
         Caller(ours) as caller,
     ):
         users = caller.create_users(USERS)
         token = token_pb2.IntrospectRequest(token=caller.access_token())
         probe = ours.load("TokenService/Introspect", token, metadata=caller.bearer())
         settings = f"{place.durability}; Argon2id {_cost()}, {CORES} threads"
-        for figure in (*_logging_in(ours, users, probe, seconds, rounds), *_flooded(ours, probe, rounds)):
+        for figure in (*_logging_in(ours, users, probe, seconds, rounds), *_flooded(ours, echoing, probe, rounds)):
             yield figure.over(settings)
 
 
@@ -69,8 +72,7 @@ def _logging_in(ours: Service, users: list[str], probe: Load, seconds: float, ro
     yield Figure("log-in by password: share of Argon2id alone", "%", shares, reach=90, more_is_better=True)
     yield Figure("Introspect p99, idle", "ms", [one * 1e3 for one in idle])
     yield Figure("Introspect p99 during log-ins", "ms", [one * 1e3 for one in busy])
-    times = [theirs / mine for mine, theirs in zip(idle, busy, strict=True)]
-    yield Figure("Introspect p99 during log-ins, over idle", "x", times, reach=2)
+    yield Figure("Introspect p99 during log-ins, over idle", "x", _over(busy, idle), reach=2)
 
 
 def _idle_p99(probe: Load, seconds: float) -> float:
@@ -138,23 +140,53 @@ class Wave:
     seconds: float
 
 
-def _flooded(ours: Service, probe: Load, rounds: int) -> Iterator[Figure]:
-    idle, during, waves, memory = [], [], [], []
+def _flooded(ours: Service, echoing: Echo, probe: Load, rounds: int) -> Iterator[Figure]:
+    idle, during, waves, echoed, echo_during, memory = [], [], [], [], [], []
     for number in range(rounds):
         idle.append(_idle_p99(probe, 2))
+        with probing(echoing.load(probe), PROBES_PER_SECOND) as probed:
+            echoed.append(in_child(flood_echo, echoing.address))
+            echo_during.append(percentile(probed.latencies(), 0.99))
         before = resident_megabytes(ours.process_id)
         with probing(probe, PROBES_PER_SECOND) as probed:
             waves.append(in_child(flood, ours.address, number))
             during.append(percentile(probed.latencies(), 0.99))
         memory.append(resident_megabytes(ours.process_id) - before)
     name = f"flood of {FLOOD} log-ins at once"
+    refused, answered = ([percentile(one, 0.99) for one in each] for each in ([w.shed for w in waves], echoed))
     yield Figure(f"{name}: hashed", "", [wave.hashed for wave in waves])
     yield Figure(f"{name}: until all are answered", "s", [wave.seconds for wave in waves])
     yield Figure(f"{name}: refusal, p50", "ms", [percentile(wave.shed, 0.5) * 1e3 for wave in waves])
-    yield Figure(f"{name}: refusal, p99", "ms", [percentile(wave.shed, 0.99) * 1e3 for wave in waves], reach=50)
-    times = [theirs / mine for mine, theirs in zip(idle, during, strict=True)]
-    yield Figure(f"{name}: Introspect p99, over idle", "x", times, reach=2)
+    yield Figure(f"{name}: refusal, p99", "ms", [one * 1e3 for one in refused], reach=50)
+    yield Figure(f"{name}: an echo's answer to as many, p99", "ms", [one * 1e3 for one in answered])
+    yield Figure(f"{name}: refusal over an echo's answer, p99", "x", _over(refused, answered))
+    yield Figure(f"{name}: Introspect p99, over idle", "x", _over(during, idle), reach=2)
+    yield Figure(f"{name}: Introspect p99, over an echo's meanwhile", "x", _over(during, echo_during))
     yield Figure(f"{name}: memory of the service afterwards, more by", "MB", memory)
+
+
+def _over(values: Iterable[float], others: Iterable[float]) -> list[float]:
+    """Round by round."""
+    return [value / other for value, other in zip(values, others, strict=True)]
+
+
+def flood_echo(address: str) -> list[float]:
+    """The same messages, answered by an echo: seconds to each answer."""
+
+    async def run() -> list[float]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            method: Any = channel.unary_unary(echo.METHOD)
+            await channel.channel_ready()
+            texts = [service.by_password(f"nobody-{place}").SerializeToString() for place in range(FLOOD)]
+
+            async def call(text: bytes) -> float:
+                start = time.perf_counter()
+                await method(text)
+                return time.perf_counter() - start
+
+            return list(await asyncio.gather(*map(call, texts)))
+
+    return asyncio.run(run())
 
 
 def flood(address: str, number: int) -> Wave:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
+import pytest
+
 from identity.domain.grants import (
     Credential,
+    CredentialRecord,
     CredentialUse,
     GrantKind,
     GrantSnapshot,
@@ -14,6 +17,7 @@ from identity.domain.grants import (
     NewSession,
     SessionTerms,
 )
+from identity.domain.refusals import Cause, Rejected
 from identity.domain.values import (
     Account,
     AccountKind,
@@ -58,8 +62,21 @@ async def create_service(stores: Stores, username: str = "orders", *roles: str) 
 
 
 async def use_secret(stores: Stores, grant_id: str, **changes: object) -> GrantSnapshot:
-    use = replace(CredentialUse(grant_id, "internal", (), LIFETIME), **changes)  # type: ignore[arg-type]
-    return await stores.credentials.use(use, admit_all, "client_secret.use", ACT)
+    use = replace(CredentialUse("internal", (), LIFETIME), **changes)  # type: ignore[arg-type]
+    return await stores.credentials.use(grant_id, lambda _: use, admit_all, "client_secret.use", ACT)
+
+
+async def find_credential(stores: Stores, grant_id: str) -> CredentialRecord | None:
+    """What a log-in compares with."""
+    found: list[CredentialRecord | None] = []
+
+    def look(record: CredentialRecord | None) -> CredentialUse:
+        found.append(record)
+        raise Rejected(Cause.SECRET_WRONG)
+
+    with pytest.raises(Rejected):
+        await stores.credentials.use(grant_id, look, admit_all, "client_secret.use", ACT)
+    return found[0]
 
 
 async def create_credential(stores: Stores, account: Account, kind: GrantKind, **changes: object) -> Credential:

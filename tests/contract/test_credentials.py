@@ -37,6 +37,7 @@ from tests.contract.builders import (
     create_user,
     dump,
     entries,
+    find_credential,
     log_in,
     use_secret,
 )
@@ -264,9 +265,8 @@ async def test_a_machine_whose_token_does_not_fit_has_spent_nothing(
     key = await create_credential(stores, service, GrantKind.PUBLIC_KEY, **KEY)
     before, use = dump(url), assertion(clock.now() + 60)
     with pytest.raises(TokenTooLarge):
-        await stores.credentials.use(
-            CredentialUse(key.grant_id, "internal", (), LIFETIME, use), TooLarge(), "assertion.use", ACT
-        )
+        fitting = CredentialUse("internal", (), LIFETIME, use)
+        await stores.credentials.use(key.grant_id, lambda _: fitting, TooLarge(), "assertion.use", ACT)
     assert dump(url) == before
     assert await use_secret(stores, key.grant_id, assertion=use)
 
@@ -297,7 +297,7 @@ async def test_a_session_is_no_credential_and_what_is_not_there_cannot_end(store
     for grant_id in (session.grant_id, new_id()):
         with pytest.raises(GrantNotFound):
             await stores.grants.end_credential(grant_id, EndReason.REVOKED, "", ACT)
-    assert await stores.credentials.find(session.grant_id) is None
+    assert await find_credential(stores, session.grant_id) is None
 
 
 # -- assertions are good for one use ---------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from tests.contract.builders import (
     count_rows,
     create_user,
     dump,
+    find_credential,
     use_secret,
 )
 from tests.databases import KINDS, execute, is_postgres, query
@@ -211,7 +212,7 @@ async def test_sessions_go_on_through_the_upgrade(upgraded: Upgraded, clock: Fix
 
 async def test_secrets_log_in_after_the_upgrade_and_are_listed(upgraded: Upgraded) -> None:
     stores, named = upgraded
-    record = await stores.credentials.find(named["secret"])
+    record = await find_credential(stores, named["secret"])
     assert record is not None
     assert record.is_live
     assert record.secret_hash == hash_secret(SECRET)

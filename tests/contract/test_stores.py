@@ -47,6 +47,7 @@ from tests.contract.builders import (
     create_service,
     create_user,
     entries,
+    find_credential,
     identity_of,
     log_in,
     new_session,
@@ -150,11 +151,11 @@ async def test_disabling_ends_sessions_and_keeps_secrets(stores: Stores) -> None
     assert held is not None
     assert held.end_time is not None
     await stores.accounts.disable(by_id(service.account_id), ACT)
-    secret = await stores.credentials.find(grant_id)
+    secret = await find_credential(stores, grant_id)
     assert secret is not None
     assert not secret.is_live
     await stores.accounts.enable(by_id(service.account_id), ACT)
-    secret = await stores.credentials.find(grant_id)
+    secret = await find_credential(stores, grant_id)
     assert secret is not None
     assert secret.is_live
 

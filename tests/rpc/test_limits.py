@@ -55,14 +55,19 @@ async def end_of(call: Any) -> Any:
     assert await call.code() is grpc.StatusCode.OK
 
 
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that is started after it: long enough for every call that is not held up."""
+    monkeypatch.setattr(arrivals, "LONGEST_SECONDS", 1.0)
+    monkeypatch.setattr(firewall, "UNARY_LIMIT_SECONDS", 1.0)
+
+
 # -- requests that do not come -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [GET_KEYS, LIST_ACCOUNTS, WATCH_TRUST, HEALTH, REFLECTION])
-async def test_a_call_whose_request_does_not_come_is_given_up(
-    api: Api, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    monkeypatch.setattr(arrivals, "LONGEST_SECONDS", 0.05)
+@pytest.mark.usefixtures("short_limits")
+async def test_a_call_whose_request_does_not_come_is_given_up(api: Api, method: str) -> None:
     service = await api.create_service("orders", "peer", "admin")
     caller = bearer((await api.login_service("orders", service.client_secret)).access_token)
     error = await refusal(end_of(half_open(api, method, caller)))
@@ -79,7 +84,6 @@ async def test_a_call_that_ends_without_a_request_is_malformed(api: Api) -> None
 async def test_of_many_calls_without_a_request_the_oldest_give_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "MAXIMUM_WAITING", 4)
     monkeypatch.setattr(arrivals, "SHORTEST_SECONDS", 0.0)
-    monkeypatch.setattr(arrivals, "LONGEST_SECONDS", 3_600.0)
     calls = [half_open(api, GET_KEYS) for _ in range(12)]
     ends = [asyncio.ensure_future(end_of(call)) for call in calls]
     done, waiting = set[Any](), set(ends)
@@ -114,6 +118,7 @@ async def test_of_a_burst_of_calls_none_gives_way(monkeypatch: pytest.MonkeyPatc
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_limits")
 async def test_a_call_that_takes_too_long_is_given_up_whatever_its_deadline(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +133,6 @@ async def test_a_call_that_takes_too_long_is_given_up_whatever_its_deadline(
     assert api.server.house is not None
     caller = await api.admin()
     monkeypatch.setattr(api.server.house.sessions, "list_page", stuck)
-    monkeypatch.setattr(firewall, "UNARY_LIMIT_SECONDS", 0.05)
     error = await refusal(api.sessions.ListSessions(session_pb2.ListSessionsRequest(), metadata=caller, timeout=3_600))
     assert isinstance(error, DeadlineExceeded)
     assert ended.is_set()

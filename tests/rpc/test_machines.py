@@ -112,6 +112,7 @@ async def test_every_wrong_secret_is_answered_alike_and_its_cause_is_in_the_audi
     errors = [await refused(by_secret(api, text, name)) for name, text in tries.values()]
     assert audited(tmp_path, "client_secret.use") == list(tries)
     errors.append(await refused(by_secret(api, encode(kind, key_id, key_secret))))  # an API key's, in disguise
+    errors.append(await refused(by_secret(api, tries["SECRET_WRONG"][1], audience="nowhere")))  # learns no names
     await disable(api, "orders")
     errors.append(await refused(by_secret(api, orders.client_secret)))
     assert len({answer_of(error) for error in errors}) == 1

@@ -45,7 +45,7 @@ def audiences() -> Audiences:
 async def test_an_audience_is_resolved(
     audiences: Audiences, wanted: tuple[str, ...], allowed: tuple[str, ...], issued: tuple[str, ...]
 ) -> None:
-    assert await audiences.resolve(wanted, allowed) == issued
+    assert (await audiences.asked(wanted)).among(allowed) == issued
 
 
 @pytest.mark.requirement("R23")
@@ -60,8 +60,9 @@ async def test_an_audience_must_be_a_service_or_a_group(audiences: Audiences, na
 async def test_a_credential_gives_nothing_for_others_than_its_own_audiences(
     audiences: Audiences, wanted: tuple[str, ...]
 ) -> None:
+    asked = await audiences.asked(wanted)
     with pytest.raises(InvalidRequest) as refused:
-        await audiences.resolve(wanted, ("orders",))
+        asked.among(("orders",))
     assert refused.value.field == "audience"
 
 

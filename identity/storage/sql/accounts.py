@@ -43,6 +43,7 @@ from identity.storage.sql.rows import (
     check_admin_remains,
     check_roles_exist,
     confirm_caller,
+    find_account_by_name,
     hold_account,
     is_live_grant,
 )
@@ -198,8 +199,7 @@ class SqlAccountStore:
 
     async def find_password(self, normalised_username: str) -> PasswordRecord | None:
         def work(connection: Connection, _: Moment) -> PasswordRecord | None:
-            found = select(accounts).where(accounts.c.normalised_username == normalised_username)
-            row = connection.execute(found).mappings().first()
+            row = find_account_by_name(connection, normalised_username)
             if row is None or row["password_hash"] is None:
                 return None
             return PasswordRecord(
@@ -210,7 +210,7 @@ class SqlAccountStore:
                 password_change_required=row["password_change_required"],
             )
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
     async def replace_hash(self, account_id: str, old_hash: str, new_hash: str) -> None:
         def work(connection: Connection, _: Moment) -> None:
@@ -231,7 +231,7 @@ class SqlAccountStore:
             )
             return connection.execute(found).first() is not None
 
-        return await self._access.read(work)
+        return await self._access.look_up(work)
 
 
 def _insert_account(connection: Connection, account: NewAccount, moment: Moment) -> None:

@@ -14,10 +14,10 @@ from identity.domain.grants import (
     Credential,
     CredentialRecord,
     CredentialTerms,
-    CredentialUse,
     GrantKind,
     GrantSnapshot,
     NewCredential,
+    Prove,
     UsedAssertion,
 )
 from identity.domain.refusals import Cause, Rejected
@@ -79,9 +79,6 @@ class SqlCredentialStore:
 
         return await self._access.read(work)
 
-    async def find(self, grant_id: str) -> CredentialRecord | None:
-        return await self._access.look_up(lambda connection, moment: _record(find_grant(connection, grant_id), moment))
-
     async def find_by_name(self, kind: GrantKind, lookup_name: str) -> CredentialRecord | None:
         def work(connection: Connection, moment: Moment) -> CredentialRecord | None:
             row = find_grant_by_name(connection, lookup_name)
@@ -89,10 +86,12 @@ class SqlCredentialStore:
 
         return await self._access.look_up(work)
 
-    async def use(self, use: CredentialUse, admit: Admit, action: str, act: Act) -> GrantSnapshot:
+    async def use(self, grant_id: str, prove: Prove, admit: Admit, action: str, act: Act) -> GrantSnapshot:
         def work(connection: Connection, moment: Moment, *, is_alone: bool) -> GrantSnapshot | None:
-            row = hold_grant(connection, use.grant_id, is_shared=not is_alone)
-            if row is None or not is_live(row, moment) or row["disable_time"] is not None:
+            row = hold_grant(connection, grant_id, is_shared=not is_alone)
+            record = _record(row, moment)
+            use = prove(record)
+            if row is None or record is None or not record.is_live:
                 raise Rejected(Cause.CREDENTIAL_ENDED)
             marks = marks_of_use(row, moment, use.access_lifetime)
             if marks and not is_alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, literal, or_, select, true
@@ -115,21 +116,34 @@ def granted(connection: Connection, policy_stamp: str, role_names: Iterable[str]
 
 def account_row(connection: Connection, ref: AccountRef) -> RowMapping:
     """The row that *ref* (its username normalised) names. Raises AccountNotFound."""
-    return _account_row(connection, ref, select(accounts))
+    return _account_row(connection, ref, "")
 
 
 def hold_account(connection: Connection, ref: AccountRef, *, is_changed: bool = True) -> RowMapping:
     """The same, to act on: nobody changes it until the transaction ends. *is_changed*: nor is anything issued to it."""
-    return _account_row(connection, ref, select(accounts).with_for_update(read=not is_changed))
+    return _account_row(connection, ref, _ALONE if is_changed else _SHARED)
 
 
-def _account_row(connection: Connection, ref: AccountRef, rows: Select[Any]) -> RowMapping:
-    is_it = (
-        accounts.c.account_id == ref.account_id
-        if ref.account_id is not None
-        else accounts.c.normalised_username == ref.username
-    )
-    row = connection.execute(rows.where(is_it)).mappings().first()
+def find_account_by_name(connection: Connection, normalised_username: str) -> RowMapping | None:
+    """The row that has this name."""
+    return connection.execute(_account(_NAME, ""), {"named": normalised_username}).mappings().first()
+
+
+_ID, _NAME = accounts.c.account_id.name, accounts.c.normalised_username.name
+_SHARED, _ALONE = "shared", "alone"
+
+
+@cache
+def _account(column: str, hold: str) -> Select[Any]:
+    """The account that a parameter names in *column*, held alone, shared or not at all."""
+    found = select(accounts).where(accounts.c[column] == bindparam("named"))
+    return found.with_for_update(read=hold == _SHARED) if hold else found
+
+
+def _account_row(connection: Connection, ref: AccountRef, hold: str) -> RowMapping:
+    by_id = ref.account_id is not None
+    found = _account(_ID if by_id else _NAME, hold)
+    row = connection.execute(found, {"named": ref.account_id if by_id else ref.username}).mappings().first()
     if row is None:
         raise AccountNotFound()
     return row
@@ -202,8 +216,14 @@ def is_live_grant(moment: Moment) -> ColumnElement[bool]:
 
 def is_recorded(connection: Connection, kind: EntryKind, name: str) -> bool:
     """Whether the feed has an entry of this name."""
-    found = select(revocations.c.version).where(revocations.c.kind == int(kind), revocations.c.name == name)
-    return connection.execute(found.limit(1)).first() is not None
+    return connection.execute(_RECORDED, {"kind": int(kind), "named": name}).first() is not None
+
+
+_RECORDED = (
+    select(revocations.c.version)
+    .where(revocations.c.kind == bindparam("kind"), revocations.c.name == bindparam("named"))
+    .limit(1)
+)
 
 
 def latest_use(row: RowMapping, moment: Moment) -> int:

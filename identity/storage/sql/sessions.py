@@ -168,12 +168,15 @@ def _login_account(
 
 
 def _insert(connection: Connection, session: NewSession, admit: Admit, act: Act, moment: Moment) -> GrantSnapshot:
-    connection.execute(insert(grants).values(**_session_row(session, act, moment)))
+    connection.execute(_INSERT, _session_row(session, act, moment))
     row = find_grant(connection, session.grant_id)
     assert row is not None  # noqa: S101 - inserted above, in this transaction
     narrow(scopes_of(connection, row), session.requested_scopes)
     write_audit(connection, act, moment, "session.open", session.account_id, session.grant_id)
     return _admitted(connection, row, admit, moment)
+
+
+_INSERT = insert(grants)  # with the row as parameters: as values they would be built into the statement each time
 
 
 def _session_row(session: NewSession, act: Act, moment: Moment) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, literal, select, text
+from sqlalchemy import ColumnElement, Connection, Delete, Table, bindparam, delete, func, literal, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 
 from identity.domain.throttle import Attempt, Bucket, Counter, Reservation, admit
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, is_postgres, upsert
+from identity.storage.sql.common import Moment, is_postgres
 from identity.storage.tables import known_places, throttle_buckets
 
 KNOWN_SECONDS = 30 * 86_400
@@ -66,10 +68,9 @@ class SqlThrottleStore:
 
         def work(connection: Connection, moment: Moment) -> None:
             _give_back(connection, reservation, moment)
-            connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key == place))
-            known = upsert(connection, known_places).values(key=place, expire_time=moment.now + KNOWN_SECONDS)
-            new = {"expire_time": known.excluded.expire_time}
-            connection.execute(known.on_conflict_do_update(index_elements=["key"], set_=new))
+            connection.execute(_DROP, {"dropped": place})
+            known = {"key": place, "expire_time": moment.now + KNOWN_SECONDS}
+            connection.execute(_put_into(known_places, is_postgres(connection)), known)
 
         await self._access.write(work)
 
@@ -107,12 +108,14 @@ class SqlThrottleStore:
 
 def remove_expired(connection: Connection, limit: int, moment: Moment) -> None:
     """Remove at most *limit* buckets in which nothing is counted any more, and as many places no longer known."""
-    drained = select(throttle_buckets.c.key).where(throttle_buckets.c.drained_ms <= moment.now_ms).limit(limit)
-    idle = drained.with_for_update(skip_locked=True)  # those that somebody counts at this moment are not expired
-    connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key.in_(idle)))
-    forgotten = select(known_places.c.key).where(known_places.c.expire_time <= moment.now).limit(limit)
-    unused = forgotten.with_for_update(skip_locked=True)
-    connection.execute(delete(known_places).where(known_places.c.key.in_(unused)))
+    connection.execute(_REMOVE_BUCKETS, {"until": moment.now_ms, "most": limit})
+    connection.execute(_REMOVE_PLACES, {"until": moment.now, "most": limit})
+
+
+def _removal(table: Table, end: ColumnElement[int]) -> Delete:
+    """Those that somebody counts at this moment are not expired."""
+    expired = select(table.c.key).where(end <= bindparam("until")).limit(bindparam("most"))
+    return delete(table).where(table.c.key.in_(expired.with_for_update(skip_locked=True)))
 
 
 def _known(connection: Connection, attempt: Attempt, moment: Moment) -> Known:
@@ -133,19 +136,35 @@ def _note(connection: Connection, moment: Moment, failures: Sequence[tuple[Count
 
 
 def _buckets(connection: Connection, keys: list[bytes]) -> dict[bytes, Bucket]:
-    rows = connection.execute(select(throttle_buckets).where(throttle_buckets.c.key.in_(keys)))
+    rows = connection.execute(_BUCKETS, {"keys": keys})
     return {row.key: Bucket(row.drained_ms, row.next_ms) for row in rows}
 
 
 def _is_known(connection: Connection, place: Counter, moment: Moment) -> bool:
-    known = select(known_places.c.key).where(known_places.c.key == place.key, known_places.c.expire_time > moment.now)
-    return connection.execute(known).first() is not None
+    return connection.execute(_KNOWN, {"place": place.key, "now": moment.now}).first() is not None
 
 
 def _put(connection: Connection, counter: Counter, bucket: Bucket) -> None:
-    values = {"drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms}
-    row = upsert(connection, throttle_buckets).values(key=counter.key, **values)
-    connection.execute(row.on_conflict_do_update(index_elements=["key"], set_=values))
+    row = {"key": counter.key, "drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms}
+    connection.execute(_put_into(throttle_buckets, is_postgres(connection)), row)
+
+
+@cache
+def _put_into(table: Table, is_for_postgres: bool) -> Any:
+    """Insert a row, or write it over the one of its key."""
+    row = postgresql.insert(table) if is_for_postgres else sqlite.insert(table)
+    others = {column.name: row.excluded[column.name] for column in table.c if column.name != "key"}
+    return row.on_conflict_do_update(index_elements=["key"], set_=others)
+
+
+# Built once: to build a statement takes several times as long as to run it, and a log-in runs sixteen.
+_BUCKETS = select(throttle_buckets).where(throttle_buckets.c.key.in_(bindparam("keys", expanding=True)))
+_KNOWN = select(known_places.c.key).where(
+    known_places.c.key == bindparam("place"), known_places.c.expire_time > bindparam("now")
+)
+_DROP = delete(throttle_buckets).where(throttle_buckets.c.key == bindparam("dropped"))
+_REMOVE_BUCKETS = _removal(throttle_buckets, throttle_buckets.c.drained_ms)
+_REMOVE_PLACES = _removal(known_places, known_places.c.expire_time)
 
 
 def _hold(connection: Connection, *counters: Counter) -> None:
@@ -169,4 +188,4 @@ def _give_back(connection: Connection, reservation: Reservation, moment: Moment)
         if bucket.drained_ms > moment.now_ms:
             _put(connection, counter, bucket)
         else:
-            connection.execute(delete(throttle_buckets).where(throttle_buckets.c.key == counter.key))
+            connection.execute(_DROP, {"dropped": counter.key})
