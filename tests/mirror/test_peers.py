@@ -271,7 +271,7 @@ async def test_without_an_answer_on_stale_is_followed_and_the_service_goes_on(
         async with asyncio.timeout(10):
             while (found := await outcome(orders.call(token))) == "TRUST_STALE":
                 await asyncio.sleep(0.01)
-            while on_stale == "accept" and found == "admitted":  # until the breaker lets a question through
+            while on_stale == "accept" and found == "admitted":  # until the breaker has found that it answers
                 found = await outcome(orders.call(token))
         assert found == "TOKEN_REVOKED"
 

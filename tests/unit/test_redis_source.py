@@ -103,21 +103,98 @@ def test_an_address_that_is_none_is_refused_without_repeating_it() -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_the_breaker_opens_after_three_failures_and_lets_one_attempt_through_a_delay() -> None:
-    now = 0.0
-    breaker = Breaker(lambda: now)
+class Probe:
+    """Fails until it is told to succeed; counts how many run at once."""
+
+    def __init__(self) -> None:
+        self.count = self.running = self.most_at_once = 0
+        self.is_held = self.succeeds = False
+
+    async def __call__(self) -> None:
+        self.count += 1
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        try:
+            if self.is_held:
+                await asyncio.Event().wait()
+            if not self.succeeds:
+                raise ConnectionError
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No delay between two probes."""
+    monkeypatch.setattr("identity_client.redis.breaker.delay_seconds", lambda failures: 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_the_breaker_opens_after_three_failures_until_a_probe_of_its_own_succeeds(is_held: bool) -> None:
+    probe = Probe()
+    probe.is_held = is_held
+    breaker = Breaker(probe, 0.01)
     for _ in range(3):
-        assert breaker.admits()
+        assert not breaker.is_open
         breaker.failed()
-    assert not breaker.admits()
-    now = 1.0
-    assert breaker.admits()
-    assert not breaker.admits()  # the attempt that was let through may be cancelled, and tell nothing
-    now = 2.0
-    assert breaker.admits()
+    for _ in range(100):  # those that were asked before
+        breaker.failed()
     breaker.succeeded()
-    assert breaker.admits()
-    assert breaker.admits()
+    await until(lambda: probe.count > 5)
+    assert breaker.is_open
+    probe.succeeds, probe.is_held = True, False
+    await until(lambda: not breaker.is_open)
+    assert (probe.most_at_once, probe.running) == (1, 0)
+    breaker.failed()
+    breaker.failed()
+    assert not breaker.is_open  # it counts from the beginning
+    await breaker.close()
+
+
+async def test_a_success_between_failures_keeps_the_breaker_closed() -> None:
+    breaker = Breaker(Probe(), 0.01)
+    for _ in range(10):
+        breaker.failed()
+        breaker.failed()
+        breaker.succeeded()
+    assert not breaker.is_open
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_breaker_that_was_closed_for_good_probes_no_more() -> None:
+    probe = Probe()
+    probe.is_held = True
+    breaker = Breaker(probe, 60.0)
+    for _ in range(3):
+        breaker.failed()
+    await until(lambda: probe.running == 1)
+    await breaker.close()
+    breaker.failed()
+    assert (breaker.is_open, probe.running, probe.count) == (True, 0, 1)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_no_question_is_asked_of_a_redis_that_is_left_alone(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def execute(pipe: Any) -> list[Any]:
+        asked.append(len(pipe))
+        raise ConnectionError
+
+    monkeypatch.setattr(Pipeline, "execute", execute)
+    source = RedisRevocations("redis://127.0.0.1:1")
+    for _ in range(3):
+        with pytest.raises(SourceDown, match="gave no answer"):
+            await source.ask([claims])
+    with pytest.raises(SourceDown, match="left alone"):
+        await source.ask([claims])
+    await until(lambda: len(asked) > 5)
+    assert asked[:3] == [4, 4, 4]
+    assert set(asked[3:]) == {3}  # a probe reads the sentinel alone, which a reader may
+    await source.close()
 
 
 @pytest.mark.parametrize("failures", [1, 4, 100])

@@ -1,9 +1,11 @@
-"""Leaves a Redis that does not answer alone for a while."""
+"""Leaves a Redis that does not answer alone, and finds out by itself when it answers again."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 _TOLERATED = 3
 _FIRST_DELAY_SECONDS = 0.1
@@ -17,28 +19,51 @@ def delay_seconds(failures: int) -> float:
 
 
 class Breaker:
-    """Opens after three failures in a row; then one attempt is let through after each delay, until one succeeds."""
+    """Opens after three failures in a row. Nobody's question goes to Redis then: a *probe* of its own does, one at a
+    time and a delay after the last, until one succeeds within *timeout_seconds*. Lives on one event loop.
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
+    So an outage costs the first three questions, and those asked with them, their time, and no later one any.
+    """
+
+    def __init__(self, probe: Callable[[], Awaitable[object]], timeout_seconds: float) -> None:
+        self._probe = probe
+        self._timeout = timeout_seconds
         self._failures = 0
-        self._next_at = 0.0
+        self._probing: asyncio.Task[None] | None = None
+        self._is_done = False
 
-    def admits(self) -> bool:
-        """Whether to try now."""
-        if self._failures < _TOLERATED:
-            return True
-        now = self._monotonic()
-        if now < self._next_at:
-            return False
-        self._next_at = now + delay_seconds(self._failures)  # this attempt may be cancelled, and tell nothing
-        return True
+    @property
+    def is_open(self) -> bool:
+        """Whether to go the way round at once."""
+        return self._probing is not None or self._is_done
 
     def failed(self) -> None:
-        """An attempt failed."""
+        """A question failed."""
+        if self.is_open:  # it was asked before
+            return
         self._failures += 1
-        self._next_at = self._monotonic() + delay_seconds(self._failures)
+        if self._failures >= _TOLERATED:
+            self._probing = asyncio.create_task(self._probe_until_it_answers())
 
     def succeeded(self) -> None:
-        """An attempt succeeded."""
+        """A question succeeded. An open breaker waits for its probe all the same: the answer may be an old one."""
         self._failures = 0
+
+    async def close(self) -> None:
+        """Stop probing; nobody asks any more."""
+        self._is_done = True
+        if self._probing is not None:
+            self._probing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._probing
+
+    async def _probe_until_it_answers(self) -> None:
+        failures = 1
+        while not self._is_done:  # the client library may swallow the cancellation
+            await asyncio.sleep(delay_seconds(failures))
+            failures += 1
+            with contextlib.suppress(Exception):  # whatever it is, it is no answer
+                async with asyncio.timeout(self._timeout):
+                    await self._probe()
+                break
+        self._failures, self._probing = 0, None

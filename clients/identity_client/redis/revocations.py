@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ class RedisRevocations:
 
     *url* is redis://, rediss:// or unix://, with the password in it if there is one; *prefix* is the service's setting
     redis_prefix. A question is one round trip and takes *timeout_seconds* at most, the connection included; nothing is
-    repeated, and after three failures in a row Redis is left alone for up to a second at a time.
+    repeated. After three failures in a row no question waits for Redis any more: each raises SourceDown at once, until
+    a probe in the background, at most a second after the last one, is answered.
     Raises ValueError: not such an address or prefix, or an option after the ? of the address that redis does not know.
     """
 
@@ -42,7 +42,7 @@ class RedisRevocations:
     ) -> None:
         self._schema = Schema(prefix)
         self._timeout = timeout_seconds
-        self._breaker = Breaker(time.monotonic)
+        self._breaker = Breaker(lambda: self._exchange(()), timeout_seconds)
         self._nonces = map("{}:{}".format, itertools.repeat(secrets.token_hex(8)), itertools.count())
         try:
             pool = aioredis.BlockingConnectionPool.from_url(
@@ -63,7 +63,7 @@ class RedisRevocations:
 
     async def ask(self, claims: Sequence[Claims]) -> tuple[Answer, list[Answer]]:
         """See RevocationSource."""
-        if not self._breaker.admits():
+        if self._breaker.is_open:
             raise SourceDown("Redis did not answer and is left alone for a moment")
         has_begun = False
         try:
@@ -81,6 +81,7 @@ class RedisRevocations:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._breaker.close()
         await self._redis.aclose()
 
     async def _exchange(self, claims: Sequence[Claims]) -> list[Any]:

@@ -62,7 +62,7 @@ class RedisThrottleStore:
         self._counting = Counting(client, prefix, row_limit)
         self._sql = sql
         self._clock = clock
-        self._breaker = Breaker(clock.monotonic)
+        self._breaker = Breaker(self._probe, ANSWER_SECONDS)
         self._report = Report("the count of failed log-ins", "waits, SQL counts meanwhile")
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._numbers = itertools.count()
@@ -101,7 +101,13 @@ class RedisThrottleStore:
         try:
             await self._note_all()
         finally:
+            await self._breaker.close()
             await self._redis.aclose()
+
+    @property
+    def is_redis_left_alone(self) -> bool:
+        """Whether Redis does not answer, so that SQL counts without asking it."""
+        return self._breaker.is_open
 
     async def _note_all(self) -> None:
         await self._note(self._older)
@@ -129,7 +135,7 @@ class RedisThrottleStore:
 
     async def _asked(self, question: Callable[[], Awaitable[T]]) -> T | None:
         """What Redis answers; None where it does not."""
-        if not self._breaker.admits():
+        if self._breaker.is_open:
             return None
         has_begun = False
         try:
@@ -144,6 +150,10 @@ class RedisThrottleStore:
         self._breaker.succeeded()
         self._report.succeeded()
         return answer
+
+    async def _probe(self) -> None:
+        """Uncount nothing: a script as the others are, but one that waits for nobody and changes nothing."""
+        await self._counting.give_back((), self._now_ms(), ())
 
     def _now_ms(self) -> int:
         return int(self._clock.now() * 1_000)
