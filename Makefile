@@ -40,9 +40,9 @@ test: $(READY)  ## run all tests, or a part: make test T=tests/unit
 unit: $(READY)  ## run the tests of pure rules: seconds
 	@$(BIN)/python -m pytest -q tests/unit
 
-attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000 log-ins, send 10,000 bodies to every method, crowd the door
+attacks: $(READY)  ## forge a million tokens, guess 10,000 passwords, time 6,000 log-ins, send 10,000 bodies to every method, crowd the door, flood a peer
 	@IDENTITY_TEST_MUTANTS=1000000 IDENTITY_TEST_GUESSES=10000 IDENTITY_TEST_LOG_INS=2000 IDENTITY_TEST_BODIES=10000 \
-	  IDENTITY_TEST_CROWD=1000 $(BIN)/python -m pytest -q -rP --timeout=3600 \
+	  IDENTITY_TEST_CROWD=1000 IDENTITY_TEST_FORGERIES=10000 $(BIN)/python -m pytest -q -rP --timeout=3600 \
 	  tests/attacks tests/rpc/test_random_bodies.py tests/rpc/test_crowding.py
 
 faults: $(READY)  ## kill, cut and stop, ten times as often and long as `make test` does: about half an hour

@@ -257,6 +257,14 @@ def _integrity(_: Patient, connection: Connection) -> Iterator[Finding]:
         yield _good("integrity", "the database is sound, as far as can be seen from here")
 
 
+def _durability(patient: Patient, connection: Connection) -> list[Finding]:
+    if not is_postgres(patient.settings.database):
+        return []  # SQLite is opened with synchronous=FULL
+    from .postgres_doctor import examine_durability
+
+    return examine_durability(connection)
+
+
 def _clock(patient: Patient, connection: Connection) -> Iterator[Finding]:
     newest, now = inspection.newest_time(connection), patient.clock.now()
     behind = 0 if newest is None else newest - now
@@ -351,6 +359,7 @@ def _audit_ages(report: AuditReport, oldest_account_time: int | None) -> Iterato
 
 _CHECKS: tuple[Callable[[Patient, Connection], Iterable[Finding]], ...] = (
     _integrity,
+    _durability,
     _clock,
     _master_key,
     _signing_keys,

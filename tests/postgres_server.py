@@ -42,9 +42,12 @@ _SETTINGS = (
 
 
 class PostgresServer:
-    """Starts at once. `stop` ends it and removes its folder. With *durable* a commit is on the disk when it returns."""
+    """Starts at once. `stop` ends it and removes its folder. With *durable* a commit is on the disk when it returns.
 
-    def __init__(self, *, durable: bool = True) -> None:
+    *settings*, each "name=value", overrule what is set here.
+    """
+
+    def __init__(self, *, durable: bool = True, settings: tuple[str, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._data = self.folder / "data"
         self._user = _system_user()
@@ -53,7 +56,7 @@ class PostgresServer:
         self._run(
             "initdb", "--no-sync", "-A", "trust", "-U", "identity", "-E", "UTF8", "--locale=C.UTF-8", "-D", self._data
         )
-        self._durable = durable
+        self._settings = (*_SETTINGS, "listen_addresses=127.0.0.1", f"fsync={'on' if durable else 'off'}", *settings)
         self.port = free_port()
         self.address = f"postgresql://identity@127.0.0.1:{self.port}"
         self.start()
@@ -62,7 +65,7 @@ class PostgresServer:
         """Start, and wait until it answers; what it had committed is there."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
         command: list[str | Path] = [executable("postgres"), "-D", self._data, "-p", str(self.port), "-k", self.folder]
-        for setting in (*_SETTINGS, "listen_addresses=127.0.0.1", f"fsync={'on' if self._durable else 'off'}"):
+        for setting in self._settings:
             command += ["-c", setting]
         self._process = subprocess.Popen(
             command, user=self._user, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -92,6 +92,7 @@ async def _open_postgres(url: str, clock: Clock, connections: int) -> Access:
     access = PostgresAccess(url, clock, connections)
     try:
         await access.check_schema()
+        await access.warn_of_losses()
     except BaseException:
         await access.close()
         raise

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from identity.config import ConfigurationError
 from identity.storage.access import Work
+from identity.storage.durability import SYNCHRONOUS_COMMIT, read_durability
 from identity.storage.schema import REVISION, find_revision, migrate
 from identity.storage.sql.common import CHANNEL, PUBLISHED, Moment
 from identity_client.clock import Clock
@@ -77,6 +78,12 @@ class PostgresAccess:
         revision = await self.read(lambda connection, _: find_revision(connection))
         if revision is None or revision < REVISION:
             raise ConfigurationError([f"database: its schema is {revision or 'empty'}: run `identity migrate` first"])
+
+    async def warn_of_losses(self) -> None:
+        """Say in the log which settings of the server can lose what we acknowledge. Raises DependencyDown."""
+        durability = await self.read(lambda connection, _: read_durability(connection))
+        for found, advice in durability.losses():
+            _log.warning("PostgreSQL: %s. %s", found, advice)
 
     async def read(self, work: Work[T], *, is_long: bool = False) -> T:
         async def attempt() -> T:
@@ -232,6 +239,10 @@ def _engine(url: str, connections: int) -> AsyncEngine:
             "server_settings": server_settings,
         },
     )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def wait_for_the_disk(connection: Any, _: object) -> None:
+        connection.run_async(lambda driver: driver.execute(SYNCHRONOUS_COMMIT))
 
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, *_: object) -> None:

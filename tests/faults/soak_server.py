@@ -1,0 +1,64 @@
+"""A server as a process of its own that says, when asked, what it holds.
+
+`python -m tests.faults.soak_server DIRECTORY` prints its address. For each line on its standard input, a number of
+seconds, it moves its clock by so much, waits until all that has expired by then is forgotten, and prints its figures as
+JSON. The memories that fill up in use (of verified tokens, of changes that resume a stream) are small here, so that
+they are full soon and only a leak grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import sys
+from pathlib import Path
+
+from identity.feed import log
+from identity.house import House
+from identity.server import Server
+from identity_client.tokens.verifier import Verifier
+from tests.attacks.counting_server import settings
+from tests.clients.issuer import FixedClock
+from tests.rpc.api import prepare
+
+_REMEMBERED = 50
+
+
+async def _serve(directory: Path) -> None:
+    clock = FixedClock()
+    server = Server(settings(directory), clock)
+    address = await server.start()
+    assert server.house is not None
+    await prepare(server.house)
+    print(address, flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        clock.advance(float(line))
+        while server.house.hub.data_age > 1 or server.house.hub.state.entry_count():
+            await asyncio.sleep(0.05)
+        print(json.dumps(_figures(server.house)), flush=True)
+    await server.stop()
+
+
+def _figures(house: House) -> dict[str, int]:
+    gc.collect()
+    status = Path("/proc/self/status").read_text().splitlines()
+    return {
+        "memory_kib": next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")),
+        "blocks": sys.getallocatedblocks(),
+        "tasks": len(asyncio.all_tasks()),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "streams": house.hub.subscriber_count,
+    }
+
+
+def _forget_soon() -> None:
+    log.RESUME_ENTRIES = _REMEMBERED
+    defaults = Verifier.__init__.__kwdefaults__
+    assert defaults is not None and defaults["cache_size"] > _REMEMBERED
+    defaults["cache_size"] = _REMEMBERED
+
+
+if __name__ == "__main__":
+    _forget_soon()
+    asyncio.run(_serve(Path(sys.argv[1])))
