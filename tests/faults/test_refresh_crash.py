@@ -115,7 +115,9 @@ def refusal_of(channel: grpc.Channel, text: str) -> type[IdentityError]:
 
 
 def revive(home: Path, text: str) -> None:
-    """Undo the end of the session behind *text* in the database, so that the next old text finds it live."""
+    """Undo the end of the session behind *text* in the database, so that the next old text finds it live, and its
+    account's share of the feed is not used up."""
     with closing(sqlite3.connect(home / "identity.db", timeout=10)) as connection, connection:
         grant_id = opaque.split_refresh(text)[0]
         connection.execute("UPDATE grants SET end_time = NULL WHERE grant_id = ?", (grant_id,))
+        connection.execute("UPDATE revocations SET account_id = NULL")

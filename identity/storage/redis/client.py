@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 
 from identity.config import ConfigurationError
 
@@ -54,3 +57,12 @@ async def time_ms(client: Any) -> int:
     """The time of Redis itself, in Unix milliseconds; *client* may be a pipeline that watches."""
     seconds, microseconds = await client.time()
     return int(seconds) * 1_000 + int(microseconds) // 1_000
+
+
+async def run_script(client: Any, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    """What *script* answers; it is sent whole only where Redis does not know it."""
+    sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    try:
+        return await client.evalsha(sha, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return await client.eval(script, len(keys), *keys, *arguments)

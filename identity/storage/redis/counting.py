@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from identity.domain.throttle import DOUBLINGS, Attempt, Bucket, Counter
+from identity.storage.redis.client import run_script
 from identity.storage.redis.scripts import GIVE_BACK, RESERVE
 from identity.storage.sql.throttle import COARSE_BYTES, ROW_LIMIT, Known
 
@@ -67,11 +65,7 @@ class Counting:
 
     async def _run(self, script: str, keys: list[str], arguments: list[int]) -> list[Any]:
         nonce = next(self._nonces)
-        sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        try:
-            answer = await self._redis.evalsha(sha, len(keys), *keys, nonce, *arguments)
-        except NoScriptError:
-            answer = await self._redis.eval(script, len(keys), *keys, nonce, *arguments)
+        answer = await run_script(self._redis, script, keys, [nonce, *arguments])
         if answer[0] != nonce:
             # A call that was cancelled half-way left its answer behind: never take it for another attempt's.
             await self._redis.connection_pool.disconnect()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from typing import Any
 
 from redis.exceptions import WatchError
 
 from identity.domain.ports import RevocationStore
-from identity.storage.redis.client import time_ms
+from identity.storage.redis.client import run_script, time_ms
+from identity.storage.redis.scripts import PUT_PART
 from identity.storage.redis.writing import MirrorWriting, parts
 from identity_client.trust.entries import PACKED_KINDS, Entry
 from identity_client.trust.named import NamedEntries
 
 BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
+
+_CLAIM_LOST = "Redis was emptied or replaced while the mirror was built, or another builds it"
 
 _log = logging.getLogger(__name__)
 
@@ -72,15 +75,13 @@ class Builder:
             count += 1
         await self._finish(count, epoch, version, read_ms)
 
-    async def _put_part(self, count: int, part: list[Entry], removed: list[str] | None = None) -> None:
-        async with self._redis.pipeline() as pipe:
-            await self._confirm_claim(pipe, count)
-            pipe.multi()
-            if removed:
-                pipe.unlink(*removed)
-            self._writing.put(pipe, part)
-            pipe.set(self._schema.builder, self._progress(count + 1), ex=BUILD_SECONDS)
-            await pipe.execute()
+    async def _put_part(self, count: int, part: list[Entry], removed: Sequence[str] = ()) -> None:
+        # A script, because a hundred commands in a transaction of a client hold the event loop for milliseconds.
+        keys = [self._schema.builder, *(self._schema.key(entry.kind, entry.name) for entry in part), *removed]
+        rows: list[str | int] = [field for entry in part for field in (self._schema.value(entry), entry.expire_time)]
+        claim = (self._progress(count), self._progress(count + 1), BUILD_SECONDS)
+        if not await run_script(self._redis, PUT_PART, keys, [*claim, *rows]):
+            raise WatchError(_CLAIM_LOST)
 
     async def _finish(self, count: int, epoch: str, version: int, read_ms: int) -> None:
         async with self._redis.pipeline() as pipe:
@@ -94,7 +95,7 @@ class Builder:
     async def _confirm_claim(self, pipe: Any, count: int) -> None:
         await pipe.watch(self._schema.builder)
         if await pipe.get(self._schema.builder) != self._progress(count):
-            raise WatchError("Redis was emptied or replaced while the mirror was built, or another builds it")
+            raise WatchError(_CLAIM_LOST)
 
     def _progress(self, count: int) -> str:
         return f"{self._name}:{self._build}:{count}"

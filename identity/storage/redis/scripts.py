@@ -1,8 +1,24 @@
-"""What Redis itself runs, as one step: the arithmetic of domain.throttle, which the same tests hold to both.
+"""What Redis itself runs, as one step.
 
-A bucket is the text drained_ms:next_ms under a key that expires when nothing is counted any more. The index has the key
-of each bucket by drained_ms, so that how many there are is known at once. All times are the caller's; Redis is given
-nothing but spans. The first of the arguments and of the answer is the caller's nonce.
+PUT_PART is a part of the mirror that is built anew. The others are the arithmetic of domain.throttle, which the same
+tests hold to both. A bucket is the text drained_ms:next_ms under a key that expires when nothing is counted any more.
+The index has the key of each bucket by drained_ms, so that how many there are is known at once. All times are the
+caller's; Redis is given nothing but spans. The first of the arguments and of the answer is the caller's nonce.
+"""
+
+PUT_PART = """
+-- KEYS: the claim of the builder; the keys to be set, then those to be removed.
+-- ARGV: what the claim must be, what it becomes and for how many seconds; for each key to be set its value and the time
+-- at which it expires. Answer: whether the claim was right; nothing is done where it was not.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local key = 2
+for i = 4, #ARGV, 2 do
+  redis.call('SET', KEYS[key], ARGV[i], 'EXAT', ARGV[i + 1])
+  key = key + 1
+end
+for i = key, #KEYS do redis.call('UNLINK', KEYS[i]) end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
 """
 
 RESERVE = """
