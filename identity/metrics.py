@@ -69,6 +69,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self._breaker_open = Gauge(
+            "identity_redis_breaker_open",
+            "1 while Redis does not answer and no call asks it, else 0; absent without Redis.",
+            ("use",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._key_time = Gauge(
             "identity_signing_key_created_timestamp_seconds",
             "When the active signing key was made.",
@@ -143,6 +150,9 @@ class Metrics:
 
     def mirror_follows(self, follows: bool) -> None:
         self._mirror_up.labels("redis").set(follows)
+
+    def breaker_stands(self, use: str, *, is_open: bool) -> None:
+        self._breaker_open.labels(use).set(is_open)
 
     def signing_key_made(self, time: float) -> None:
         self._key_time.labels("active").set(time)

@@ -132,6 +132,8 @@ class Operations:
         metrics.revocations.set(house.hub.state.entry_count())
         if house.mirror is not None:
             metrics.mirror_follows(house.mirror.is_following)
+        if house.shared_throttle is not None:
+            metrics.breaker_stands("throttle", is_open=house.shared_throttle.is_redis_left_alone)
 
     async def _note_keys(self, house: House) -> None:
         if path := self._settings.tls_certificate_file:

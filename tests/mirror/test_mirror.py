@@ -20,6 +20,7 @@ from identity.domain.ports import RevocationStore
 from identity.server import Server
 from identity.storage.redis import mirror as following
 from identity.storage.redis import rebuild, writing
+from identity.storage.redis.client import time_ms
 from identity.storage.redis.mirror import Mirror
 from identity_client.redis import RedisRevocations
 from identity_client.trust.entries import Batch, Entry, EntryKind
@@ -29,6 +30,7 @@ from tests.clients.shapes import until
 from tests.mirror.conftest import Mirrored
 from tests.redis_server import RedisServer
 from tests.rpc.api import Api, MakeSettings
+from tests.rpc.test_http_listener import metrics_of
 
 ACCOUNT = new_id()
 SECRET = "a-password-that-no-log-may-show"
@@ -287,6 +289,29 @@ async def test_no_call_waits_for_a_redis_that_hangs(fragile: Mirrored, redis_ser
     await fragile.has_caught_up()
 
 
+@pytest.mark.requirement("R9")
+async def test_the_page_of_metrics_says_whether_redis_is_left_alone(
+    fragile: Mirrored, redis_server: RedisServer
+) -> None:
+    async def is_left_alone() -> bool:
+        page = await metrics_of(fragile.api.server.http_address)
+        return page["identity_redis_breaker_open", "throttle"] == 1
+
+    await fragile.api.create_user("carol", "clerk")
+    assert not await is_left_alone()
+    redis_server.pause()
+    try:
+        for _ in range(3):
+            await fragile.api.login("carol")
+        assert await is_left_alone()
+    finally:
+        redis_server.resume()
+    async with asyncio.timeout(10):
+        while await is_left_alone():
+            await asyncio.sleep(0.02)
+    await fragile.has_caught_up()
+
+
 async def test_it_stops_even_if_its_cancellation_is_swallowed(
     redis_server: RedisServer, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +458,27 @@ async def test_after_a_clock_that_was_ahead_everything_is_written_again(
     assert state.age_seconds == math.inf
     await has_built(mirror, redis_server, store)
     assert redis_server.client.get(f"identity:gen:{ACCOUNT}") == "9"
+
+
+@pytest.mark.requirement("R27")
+@pytest.mark.parametrize("step", [-301, 301, 86_400])
+async def test_a_redis_whose_clock_has_stepped_away_is_not_vouched_for(
+    redis_server: RedisServer, store: FeedStore, mirror: Mirror, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(*tokens(3))
+    await has_built(mirror, redis_server, store)
+    await mirror._follow()
+    assert redis_server.client.exists("identity:fresh")
+
+    async def stepped(client: Any) -> int:
+        return await time_ms(client) + step * 1_000
+
+    monkeypatch.setattr(following, "time_ms", stepped)
+    with pytest.raises(RedisError, match="the clock of Redis is"):
+        await mirror._follow()
+    assert not redis_server.client.exists("identity:fresh", "identity:trust")
+    monkeypatch.setattr(following, "time_ms", time_ms)
+    await has_built(mirror, redis_server, store)
 
 
 async def test_a_value_that_nobody_of_us_wrote_is_replaced(

@@ -31,6 +31,9 @@ BEAT_SECONDS = 1.0
 _REPLY_SECONDS = 1.0  # nobody waits for it, and a rebuild that gave up at the first slow reply would never end
 _POLICY_SECONDS = 10.0
 _STEPPED_BACK_MS = 1_000
+_SKEW_SECONDS = 300.0
+"""An entry ends ten minutes after the last token that it concerns, by the clock of Redis. Where that is further ahead
+than this, entries may end too early, and nobody who reads may take an absent one for news."""
 
 
 class Mirror:
@@ -111,6 +114,7 @@ class Mirror:
             await pipe.watch(self._schema.trust)
             held = Sentinel.parse(await pipe.get(self._schema.trust))
             read_ms = await time_ms(pipe)  # before the feed is read: that is how old the news is
+            await self._guard_clock(read_ms)
             epoch, head = await self._store.head()
             sentinel = _usable(held, epoch, head, read_ms)
             if sentinel is None:
@@ -163,6 +167,13 @@ class Mirror:
         except UnsafePolicy:
             await self._writing.disown(self._redis)
             raise
+
+    async def _guard_clock(self, redis_ms: int) -> None:
+        """Raises RedisError: the clock of Redis and ours are too far apart for what is there to be vouched for."""
+        skew = redis_ms / 1_000 - time.time()
+        if abs(skew) > _SKEW_SECONDS:
+            await self._writing.disown(self._redis)
+            raise RedisError(f"the clock of Redis is {skew:+.0f} s from ours: set both by NTP")
 
     async def _checked_minimum(self, text: str) -> int:
         try:
