@@ -128,11 +128,12 @@ class PostgresServer:
 
 
 class Databases:
-    """Empty databases of one server, each for one test."""
+    """Empty databases, each for one test: of *server*, else of IDENTITY_TEST_POSTGRES, else of one started for them."""
 
-    def __init__(self) -> None:
-        self._own = None if ADDRESS else PostgresServer(durable=False)
-        self._address = self._own.address if self._own else ADDRESS
+    def __init__(self, server: PostgresServer | None = None) -> None:
+        self._own = None if server or ADDRESS else PostgresServer(durable=False)
+        used = server or self._own
+        self._address = used.address if used else ADDRESS
         self._template = ""
 
     async def create(self) -> str:

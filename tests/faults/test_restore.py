@@ -30,7 +30,7 @@ from identity_client.clock import SystemClock
 from identity_client.errors import RefreshInvalid, SessionEnded, StoreSetBack, TokenError
 from identity_client.tokens.verifier import Verifier
 from tests.databases import KINDS, is_postgres, path_of, query
-from tests.postgres_server import executable
+from tests.postgres_server import Databases, PostgresServer, executable
 from tests.rpc.api import Api, MakeSettings, bearer, prepare
 from tests.rpc.refusals import refusal
 
@@ -85,6 +85,12 @@ class Place:
         done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+@pytest.fixture
+def databases(postgres: PostgresServer) -> Databases:
+    """Of a server that keeps what it acknowledges: the doctor, whom the manual asks, finds fault with any other."""
+    return Databases(postgres)
 
 
 @pytest.fixture

@@ -97,6 +97,20 @@ def take_turn(connection: Connection) -> None:
 _TURN = text("SELECT pg_advisory_xact_lock(1)")
 
 
+def hold_signing_keys(connection: Connection) -> None:
+    """Nobody else adds, moves, reseals or removes a signing key until the transaction ends; what is read from now on
+    stays.
+
+    One lock for all of them: there is none for a key that is not there yet, and rows that are held one by one make
+    those who come and go meanwhile wait for each other in a circle.
+    """
+    if is_postgres(connection):
+        connection.execute(_SIGNING_KEYS)
+
+
+_SIGNING_KEYS = text("SELECT pg_advisory_xact_lock(3)")
+
+
 def take_time(connection: Connection) -> None:
     """Let the statements of this transaction take as long as they need: they touch every row there is."""
     if is_postgres(connection):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict, replace
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, update
 
 from identity import failpoints
 from identity.domain.fence import Fenced
 from identity.domain.grants import GrantKind
 from identity.domain.values import Act, EndReason, KeyState, SigningKeyRecord
 from identity.storage.access import Access
-from identity.storage.sql.common import PUBLISHED, Moment, publish_grants, take_time, write_audit
+from identity.storage.sql.common import (
+    PUBLISHED,
+    Moment,
+    hold_signing_keys,
+    publish_grants,
+    take_time,
+    write_audit,
+)
 from identity.storage.sql.rows import is_live_grant
 from identity.storage.sql.signing_keys import publish_revoked
 from identity.storage.tables import accounts, feed_head, grants, signing_keys
@@ -65,9 +72,8 @@ def renew_epoch(connection: Connection, epoch: str | None = None) -> bool:
 
 def _replace_keys(connection: Connection, new_key: SigningKeyRecord, moment: Moment) -> list[str]:
     """Revoke every key, whatever its state, and sign with *new_key*; -> the ids of the revoked ones."""
-    connection.execute(select(signing_keys.c.key_id).with_for_update())
+    hold_signing_keys(connection)
     values = {"state": KeyState.REVOKED, "revoke_time": moment.now, "sealed_private_key": b""}
-    # Those that were added while this waited for the others are among them.
     revoked = update(signing_keys).values(**values).returning(signing_keys.c.key_id)
     key_ids = list(connection.execute(revoked).scalars())
     active = replace(new_key, state=KeyState.ACTIVE, activate_time=moment.now)

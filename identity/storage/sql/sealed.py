@@ -11,7 +11,7 @@ from identity import failpoints
 from identity.domain.values import Act
 from identity.storage.access import Access
 from identity.storage.sealing import key_number, secret_context, signing_key_context
-from identity.storage.sql.common import Moment, upsert, write_audit
+from identity.storage.sql.common import Moment, hold_signing_keys, upsert, write_audit
 from identity.storage.tables import sealed_secrets, signing_keys
 
 Reseal = Callable[[bytes, str], bytes]
@@ -78,7 +78,7 @@ _CONTEXTS: dict[str, Callable[[str], str]] = {_SECRET: secret_context, _SIGNING_
 _VALUES = {
     _SIGNING_KEY: select(signing_keys.c.key_id, signing_keys.c.sealed_private_key)
     .where(signing_keys.c.sealed_private_key != b"")
-    .order_by(signing_keys.c.create_time, signing_keys.c.key_id),  # as SqlSigningKeyStore holds them
+    .order_by(signing_keys.c.create_time, signing_keys.c.key_id),
     _SECRET: select(sealed_secrets.c.label, sealed_secrets.c.sealed_secret).order_by(sealed_secrets.c.label),
 }
 
@@ -86,10 +86,10 @@ _VALUES = {
 def _held_values(connection: Connection) -> list[tuple[str, str, bytes]]:
     """Column, name and sealed value of each; their rows are held until the transaction ends.
 
-    Read once they are held: a key that was added while this waited is not among those that it waited for.
+    Lasting secrets are added at the first start alone, and never changed by anybody else.
     """
-    for query in _VALUES.values():
-        connection.execute(query.with_for_update())
+    hold_signing_keys(connection)
+    connection.execute(_VALUES[_SECRET].with_for_update())
     return [(column, name, sealed) for column, query in _VALUES.items() for name, sealed in connection.execute(query)]
 
 

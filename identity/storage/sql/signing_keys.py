@@ -1,6 +1,6 @@
 """SqlSigningKeyStore: the service's own keys, their private halves sealed while they are to sign, and then gone.
 
-Whatever moves a key first locks all of them, a handful: what two do at once happens one after the other. Unique
+Whatever moves a key first holds all of them, a handful: what two do at once happens one after the other. Unique
 indexes keep one active and one prepared key even so.
 """
 
@@ -9,12 +9,17 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from identity.domain.signing_keys import KEPT_SECONDS, MAXIMUM_PUBLISHED, is_usable, usable_time
 from identity.domain.values import Act, KeyState, SigningKeyRecord
 from identity.storage.access import Access
-from identity.storage.sql.common import LONGEST_ACCESS_LIFETIME_SECONDS, Moment, publish, write_audit
+from identity.storage.sql.common import (
+    LONGEST_ACCESS_LIFETIME_SECONDS,
+    Moment,
+    hold_signing_keys,
+    publish,
+    write_audit,
+)
 from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import confirm_caller
 from identity.storage.tables import signing_keys
@@ -38,14 +43,10 @@ class SqlSigningKeyStore:
 
     async def add_active(self, key: SigningKeyRecord, act: Act) -> SigningKeyRecord:
         def work(connection: Connection, moment: Moment) -> SigningKeyRecord:
-            active = _in_state(_locked(connection), KeyState.ACTIVE)
+            active = _in_state(_held(connection), KeyState.ACTIVE)
             if active is not None:
                 return active
-            try:
-                with connection.begin_nested():
-                    added = _insert(connection, replace(key, state=KeyState.ACTIVE, activate_time=moment.now))
-            except IntegrityError:  # where there is no row yet, there is none to lock
-                return _active(_locked(connection))
+            added = _insert(connection, replace(key, state=KeyState.ACTIVE, activate_time=moment.now))
             write_audit(connection, act, moment, "signing_key.create", subject=key.key_id)
             return added
 
@@ -57,7 +58,7 @@ class SqlSigningKeyStore:
     async def prepare(self, key: SigningKeyRecord, act: Act) -> SigningKeyRecord:
         def work(connection: Connection, moment: Moment) -> SigningKeyRecord:
             confirm_caller(connection, act, moment)
-            keys = _locked(connection)
+            keys = _held(connection)
             done = find_done(connection, act, moment)
             if done is not None:
                 return _key(keys, done)
@@ -65,10 +66,7 @@ class SqlSigningKeyStore:
                 raise SigningKeyAlreadyPrepared()
             if sum(each.is_published for each in keys.values()) >= MAXIMUM_PUBLISHED:
                 raise TooManySigningKeys()
-            try:
-                prepared = _insert(connection, replace(key, state=KeyState.PREPARED))
-            except IntegrityError:
-                raise SigningKeyAlreadyPrepared() from None
+            prepared = _insert(connection, replace(key, state=KeyState.PREPARED))
             write_audit(connection, act, moment, "signing_key.prepare", subject=key.key_id)
             note_done(connection, act, key.key_id, moment)
             return prepared
@@ -78,7 +76,7 @@ class SqlSigningKeyStore:
     async def activate(self, key_id: str, act: Act, *, force: bool) -> SigningKeyRecord:
         def work(connection: Connection, moment: Moment) -> SigningKeyRecord:
             confirm_caller(connection, act, moment)
-            keys = _locked(connection)
+            keys = _held(connection)
             key = _key(keys, key_id)
             if key.state is KeyState.ACTIVE:
                 return key
@@ -100,7 +98,7 @@ class SqlSigningKeyStore:
     async def retire(self, key_id: str, act: Act) -> SigningKeyRecord:
         def work(connection: Connection, moment: Moment) -> SigningKeyRecord:
             confirm_caller(connection, act, moment)
-            key = _key(_locked(connection), key_id)
+            key = _key(_held(connection), key_id)
             match key.state:
                 case KeyState.RETIRED:
                     return key
@@ -119,7 +117,7 @@ class SqlSigningKeyStore:
     ) -> tuple[SigningKeyRecord, str, int | None]:
         def work(connection: Connection, moment: Moment) -> tuple[SigningKeyRecord, str, int | None]:
             confirm_caller(connection, act, moment)
-            keys = _locked(connection)
+            keys = _held(connection)
             key = _key(keys, key_id)
             if key.state is KeyState.REVOKED:
                 return key, _active(keys).key_id, None
@@ -132,6 +130,7 @@ class SqlSigningKeyStore:
 
     async def remove_old(self) -> bool:
         def work(connection: Connection, moment: Moment) -> bool:
+            hold_signing_keys(connection)
             return connection.execute(delete(signing_keys).where(_is_old(moment))).rowcount > 0
 
         has_old = await self._access.read(
@@ -151,15 +150,11 @@ def publish_revoked(connection: Connection, key_id: str, moment: Moment) -> int 
 
 
 _OLDEST_FIRST = select(signing_keys).order_by(signing_keys.c.create_time, signing_keys.c.key_id)
-_HELD = _OLDEST_FIRST.with_only_columns(signing_keys.c.key_id).with_for_update()
 
 
-def _locked(connection: Connection) -> _Keys:
-    """Every key by its id, held until the transaction ends.
-
-    Read once they are held: a key that was added while this waited is not among those that it waited for.
-    """
-    connection.execute(_HELD)
+def _held(connection: Connection) -> _Keys:
+    """Every key by its id, held until the transaction ends."""
+    hold_signing_keys(connection)
     return {key.key_id: key for key in all_keys(connection)}
 
 
