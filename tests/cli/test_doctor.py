@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from identity import doctor, master_key_command
+from identity import master_key_command
 from identity.cli import main
 from identity.config import Settings
-from identity.doctor import Finding, Patient, Severity, examine
+from identity.doctor import Finding, Patient, Severity, examine, machine
 from identity.house import LOCAL_ACT
 from identity.server import Server
 from identity.storage.sealing import MasterKey
@@ -144,7 +144,7 @@ async def test_a_certificate_is_told_before_and_after_its_end(
 async def test_a_certificate_with_time_left_is_well(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_CERTIFICATE_DAYS", 0)
+    monkeypatch.setattr(machine, "_CERTIFICATE_DAYS", 0)
     certificate, key = write_pair(tmp_path, Authority("test ca").issue("identity"))
     assert ailments(replace(settings, tls_certificate_file=certificate, tls_key_file=key)) == []
 

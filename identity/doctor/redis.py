@@ -8,10 +8,10 @@ from redis.exceptions import RedisError
 
 from identity_client.redis.schema import FRESH_SECONDS
 
-from .config import ConfigurationError
-from .doctor import Finding, Patient, Severity
-from .storage.redis.client import SAFE_POLICY
-from .storage.redis.inspection import RedisFacts, look
+from ..config import ConfigurationError
+from ..storage.redis.client import SAFE_POLICY
+from ..storage.redis.inspection import RedisFacts, look
+from .findings import Finding, Patient, Severity
 
 _CHECK = "redis"
 _START = "Is the service running? It fills the mirror by itself; its log says what keeps it from that."

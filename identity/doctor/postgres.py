@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection
 
-from .doctor import Finding, Severity
-from .storage.durability import Durability, read_durability
+from ..storage.durability import Durability, read_durability
+from .findings import Finding, Severity
 
 _CHECK = "durability"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection
 
-from .config import ConfigurationError
-from .doctor import Finding, Severity
-from .lasting import open_secret
-from .storage.sealing import MasterKey, SealBroken
-from .storage.sql.sealed import all_secrets, count_sealed
+from ..config import ConfigurationError
+from ..lasting import open_secret
+from ..storage.sealing import MasterKey, SealBroken
+from ..storage.sql.sealed import all_secrets, count_sealed
+from .findings import Finding, Severity
 
 _CHECK = "master key"
 
