@@ -181,6 +181,18 @@ async def test_what_administrators_end_is_neither_counted_nor_limited(stores: St
     assert await kinds(stores) == {EntryKind.GRANT: count, EntryKind.TOKEN: 1}
 
 
+async def test_a_token_that_fell_with_its_full_account_ends_nothing_when_it_is_revoked_again(stores: Stores) -> None:
+    await add_key(stores)
+    carol = await create_user(stores)
+    await fill(stores, carol)
+    token = await log_in(stores, carol)
+    expire_time = token.issue_time + LIFETIME
+    assert await stores.revocations.revoke_token(identity_of(token), expire_time, "", ACT) is not None
+    later = await log_in(stores, carol)
+    assert await stores.revocations.revoke_token(identity_of(token), expire_time, "", ACT) is None
+    assert await standing(stores, later) is Standing.LIVE
+
+
 async def test_an_administrators_own_log_outs_count_as_anybodys(stores: Stores) -> None:
     root = await create_user(stores, "root", "admin")
     await fill(stores, root)

@@ -39,6 +39,8 @@ class SqlRevocationStore:
                 return None
             account = hold_if_full(connection, token.grant_id, act, moment)
             if account is not None:
+                if token.generation < account["generation"]:
+                    return None  # it fell with the account, and what was issued since does not fall with it again
                 write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
                 return end_full(connection, account, act, moment).version
             if act.caller is None and (full_until := _full_until(connection, token.grant_id, moment)):
