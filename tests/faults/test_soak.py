@@ -32,10 +32,11 @@ EXPIRY_SECONDS = 7_200
 """By then every access token has expired, and so has every revocation of one."""
 
 MEMORY_KIB = 8_192
-"""By which a server may have grown beyond the warm-up; 2,400 cycles were seen to take 5.9 MB."""
+"""By which a server may have grown beyond the warm-up; 2,400 cycles were seen to take 4.6 MB, and 9,600 to take 7.2:
+SQLite keeps pages of a database that grows, up to two megabytes for each connection."""
 
-BLOCKS = 4_000
-"""The same in live blocks of Python's allocator; 600 cycles were seen to take 1,600, and 2,400 to take 2,900."""
+BLOCKS = 3_000
+"""The same in live blocks of Python's allocator; 2,400 cycles were seen to take 2,200, and 9,600 to take 1,700."""
 
 
 class SoakServer:
