@@ -1,9 +1,9 @@
 """A server as a process of its own that says, when asked, what it holds.
 
-`python -m tests.faults.soak_server DIRECTORY` prints its address. For each line on its standard input, a number of
-seconds, it moves its clock by so much, waits until all that has expired by then is forgotten, and prints its figures as
-JSON. The memories that fill up in use (of verified tokens, of changes that resume a stream) are small here, so that
-they are full soon and only a leak grows; and revocations that have expired are swept in one heartbeat, not in 64.
+`python -m tests.faults.soak_server DIRECTORY DATABASE` prints its address. For each line on its standard input, a
+number of seconds, it moves its clock by so much, waits until all that has expired by then is forgotten, and prints its
+figures as JSON. The memories that fill up in use (of verified tokens, of changes that resume a stream) are small here,
+so that they are full soon and only a leak grows; and what has expired is swept in one heartbeat, not in 64.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import gc
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from identity.feed import log
@@ -26,9 +27,9 @@ from tests.rpc.api import prepare
 _REMEMBERED = 50
 
 
-async def _serve(directory: Path) -> None:
+async def _serve(directory: Path, database: str) -> None:
     clock = FixedClock()
-    server = Server(settings(directory), clock)
+    server = Server(replace(settings(directory), database=database), clock)
     address = await server.start()
     assert server.house is not None
     await prepare(server.house)
@@ -63,4 +64,4 @@ def _forget_soon() -> None:
 
 if __name__ == "__main__":
     _forget_soon()
-    asyncio.run(_serve(Path(sys.argv[1])))
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))
