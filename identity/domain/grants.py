@@ -227,8 +227,8 @@ class CredentialUse:
 
 
 Prove = Callable[[CredentialRecord | None], CredentialUse]
-"""Called with a credential, None if there is none of the name, inside the transaction that issues: what it raises
-undoes that transaction."""
+"""Called with a credential, None if there is none of the id, inside the transaction that issues: what it raises
+undoes that transaction. It judges whether the credential is live, and may be called again."""
 
 
 # -- bearers -------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _NO_HASH = bytes(32)
 class _Proof:
     """What a machine shows: of which credential, how that is checked, and what a token is to say of it.
 
-    *check* gives the credential back, or raises BadCredentials, InvalidRequest.
+    *check* gives the credential back if it fits and is live, or raises BadCredentials, InvalidRequest.
     """
 
     grant_id: str
@@ -103,7 +103,7 @@ class MachineAuthenticator:
         asked = await self._audiences.asked(wanted.audiences)
 
         def prove(record: CredentialRecord | None) -> CredentialUse:
-            audiences = asked.among(_live(proof.check(record)).audiences)
+            audiences = asked.among(proof.check(record).audiences)
             self._minter.check_scopes(audiences, wanted.scopes)
             return CredentialUse(audiences[0], wanted.scopes, self._minter.lifetime, proof.assertion)
 
@@ -118,7 +118,7 @@ class MachineAuthenticator:
             found = _fitting(record, GrantKind.CLIENT_SECRET, secret)
             if found.normalised_username != username:
                 raise Rejected(Cause.CLIENT_ID_WRONG)
-            return found
+            return _live(found)
 
         return _Proof(grant_id, check)
 
@@ -175,7 +175,7 @@ def _found(record: CredentialRecord | None) -> CredentialRecord:
     """A credential that was proved before, if it is still there."""
     if record is None:
         raise Rejected(Cause.CREDENTIAL_ENDED)
-    return record
+    return _live(record)
 
 
 def _live(record: CredentialRecord) -> CredentialRecord:

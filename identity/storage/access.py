@@ -30,7 +30,8 @@ class Access(Protocol):
         *is_long*: it may take some seconds.
 
         SQLite runs one at a time. PostgreSQL runs several, so what a piece of work decides by must be held: see
-        sql.rows.hold_grant, hold_account and take_turn. Rows are held in the order accounts, grants, feed head.
+        sql.rows.hold_grant, hold_account and take_turn, and sql.issuing.note_use, which confirms what was read. Rows
+        are held in the order accounts, grants, feed head.
         """
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:

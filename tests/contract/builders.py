@@ -15,6 +15,7 @@ from identity.domain.grants import (
     GrantSnapshot,
     NewCredential,
     NewSession,
+    Prove,
     SessionTerms,
 )
 from identity.domain.refusals import Cause, Rejected
@@ -63,7 +64,18 @@ async def create_service(stores: Stores, username: str = "orders", *roles: str) 
 
 async def use_secret(stores: Stores, grant_id: str, **changes: object) -> GrantSnapshot:
     use = replace(CredentialUse("internal", (), LIFETIME), **changes)  # type: ignore[arg-type]
-    return await stores.credentials.use(grant_id, lambda _: use, admit_all, "client_secret.use", ACT)
+    return await stores.credentials.use(grant_id, proves(use), admit_all, "client_secret.use", ACT)
+
+
+def proves(use: CredentialUse) -> Prove:
+    """As a log-in whose secret fits."""
+
+    def prove(record: CredentialRecord | None) -> CredentialUse:
+        if record is None or not record.is_live:
+            raise Rejected(Cause.CREDENTIAL_ENDED)
+        return use
+
+    return prove
 
 
 async def find_credential(stores: Stores, grant_id: str) -> CredentialRecord | None:

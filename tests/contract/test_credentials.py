@@ -39,6 +39,7 @@ from tests.contract.builders import (
     entries,
     find_credential,
     log_in,
+    proves,
     use_secret,
 )
 
@@ -266,7 +267,7 @@ async def test_a_machine_whose_token_does_not_fit_has_spent_nothing(
     before, use = dump(url), assertion(clock.now() + 60)
     with pytest.raises(TokenTooLarge):
         fitting = CredentialUse("internal", (), LIFETIME, use)
-        await stores.credentials.use(key.grant_id, lambda _: fitting, TooLarge(), "assertion.use", ACT)
+        await stores.credentials.use(key.grant_id, proves(fitting), TooLarge(), "assertion.use", ACT)
     assert dump(url) == before
     assert await use_secret(stores, key.grant_id, assertion=use)
 

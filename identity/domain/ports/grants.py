@@ -94,10 +94,10 @@ class CredentialStore(Protocol):
         """The credential that is not ended and has this lookup name."""
 
     async def use(self, grant_id: str, prove: Prove, admit: Admit, action: str, act: Act) -> GrantSnapshot:
-        """Note that an access token is issued, if *prove* has nothing against it. *action* names the log-in in the
-        audit log.
+        """Note that an access token is issued, if *prove* has nothing against it and what it saw still stands then.
+        *action* names the log-in in the audit log. Nobody waits for a caller that proves nothing.
 
-        Raises BadCredentials (not live, or the assertion was used before), ScopeNotGranted.
+        Raises BadCredentials (the assertion was used before), ScopeNotGranted.
         """
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     RowMapping,
     Table,
     and_,
@@ -279,13 +280,18 @@ _INSERT_EVENT = insert(audit_events).inline()
 _INSERT_PERSONAL = insert(audit_personal).inline()
 
 
-def _insert_both() -> Any:
-    """An event and its side row in one statement, which SQLite has not: each costs a round trip."""
+def insert_both(held: FromClause | None = None) -> Any:
+    """An event and its side row in one statement, which SQLite has not: each costs a round trip.
+
+    *held*: they are inserted if this has a row, which is read first.
+    """
     own, side = (
         [column for column in table.c if column.name != "event_id"] for table in (audit_events, audit_personal)
     )
-    values = {column.name: _given(column) for column in own}
-    event = insert(audit_events).values(values).returning(audit_events.c.event_id).cte("event")
+    row = select(*(cast(_given(column), column.type) for column in own))
+    row = row if held is None else row.select_from(held)
+    inserted = insert(audit_events).from_select([column.name for column in own], row)
+    event = inserted.returning(audit_events.c.event_id).cte("event")
     names = ["event_id", *(column.name for column in side)]
     given = [cast(_given(column), column.type) for column in side]
     return insert(audit_personal).from_select(names, select(event.c.event_id, *given))
@@ -297,8 +303,8 @@ def _given(column: ColumnElement[Any]) -> Any:
 
 
 def given(*rows: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of INSERT_BOTH."""
+    """The parameters of insert_both."""
     return {f"given_{name}": value for row in rows for name, value in row.items()}
 
 
-INSERT_BOTH = _insert_both()
+INSERT_BOTH = insert_both()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -25,7 +26,7 @@ from identity.domain.roles import narrow
 from identity.domain.values import AccountKind, AccountRef, Act, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, join_words, split_words, take_turn, upsert, write_audit
-from identity.storage.sql.issuing import marks_of_use, note_issue
+from identity.storage.sql.issuing import marks_of_use, note_use
 from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import (
     account_row,
@@ -42,6 +43,8 @@ from identity.storage.sql.rows import (
 from identity.storage.sql.sessions import newest_first
 from identity.storage.tables import grants, used_assertions
 from identity_client.errors import CredentialAlreadyExists, GrantNotFound, InvalidRequest, SecretAlreadyShown
+
+FindGrant = Callable[[Connection, str], RowMapping | None]
 
 
 class SqlCredentialStore:
@@ -87,17 +90,10 @@ class SqlCredentialStore:
         return await self._access.look_up(work)
 
     async def use(self, grant_id: str, prove: Prove, admit: Admit, action: str, act: Act) -> GrantSnapshot:
-        def work(connection: Connection, moment: Moment, *, is_alone: bool) -> GrantSnapshot | None:
-            row = hold_grant(connection, grant_id, is_shared=not is_alone)
-            record = _record(row, moment)
-            use = prove(record)
-            if row is None or record is None or not record.is_live:
-                raise Rejected(Cause.CREDENTIAL_ENDED)
-            marks = marks_of_use(row, moment, use.access_lifetime)
-            if marks and not is_alone:
-                return None
-            if use.assertion is not None:
-                _spend(connection, row["lookup_name"], use.assertion)
+        def work(connection: Connection, moment: Moment, find: FindGrant) -> GrantSnapshot | None:
+            row = find(connection, grant_id)
+            use = prove(_record(row, moment))
+            assert row is not None  # noqa: S101 - nothing is proved of what is not there
             issued = snapshot(connection, row, moment, use.audience)
             issued = replace(
                 issued,
@@ -105,14 +101,18 @@ class SqlCredentialStore:
                 is_limited=issued.is_limited or bool(use.requested_scopes),
             )
             admit(issued)
-            note_issue(connection, row, marks, act, moment, action)
+            marks = marks_of_use(row, moment, use.access_lifetime)
+            if not note_use(connection, row, marks, act, moment, action):
+                return None
+            if use.assertion is not None:
+                _spend(connection, row["lookup_name"], use.assertion)
             return issued
 
-        # Many machines may share a credential: they need not wait for each other unless its row has to change, which
-        # is once a second.
-        shared = await self._access.write(partial(work, is_alone=False))
-        issued = shared or await self._access.write(partial(work, is_alone=True))
-        assert issued is not None  # noqa: S101 - alone, it never gives way
+        # Nothing is held before the proof: whoever only knows an id makes nobody wait, and does not see who waits. What
+        # changed between the reading and the writing is rare; the second time it cannot.
+        issued = await self._access.write(partial(work, find=find_grant))
+        issued = issued or await self._access.write(partial(work, find=hold_grant))
+        assert issued is not None  # noqa: S101 - what is held does not change
         return issued
 
 

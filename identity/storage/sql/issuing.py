@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from identity.domain.audit_events import OK, Personal
 from identity.domain.values import Act
-from identity.storage.sql.common import INSERT_BOTH, Moment, event_rows, given, is_postgres, write_audit
-from identity.storage.tables import grants
+from identity.storage.sql.common import INSERT_BOTH, Moment, event_rows, given, insert_both, is_postgres, write_audit
+from identity.storage.tables import accounts, grants
 
 
 def marks_of_use(row: Mapping[Any, Any], moment: Moment, access_lifetime: int) -> dict[str, int]:
@@ -47,6 +47,46 @@ def note_issue(
     ids = {"account_id": row["account_id"], "grant_id": row["grant_id"], "subject": subject}
     event, side = event_rows(act, moment, action, OK, Personal(act.origin, act.user_agent, ""), ids)
     connection.execute(_move_and_audit(*sorted(moved)), given(event, side) | values)
+
+
+def note_use(
+    connection: Connection, row: Mapping[Any, Any], moved: dict[str, int], act: Act, moment: Moment, action: str
+) -> bool:
+    """The same for a row of joined_grants that was read and is not held; -> whether it still stands as it was read.
+
+    Where the grant has ended since, or the account's generation has risen, as it does with every change of what an
+    account may, nothing is written. Otherwise nobody ends it, nor changes its account, until the transaction ends.
+    """
+    if not is_postgres(connection):
+        note_issue(connection, row, moved, act, moment, action)
+        return True
+    ids = {"account_id": row["account_id"], "grant_id": row["grant_id"], "subject": ""}
+    event, side = event_rows(act, moment, action, OK, Personal(act.origin, act.user_agent, ""), ids)
+    as_read = {"read_account_id": row["account_id"], "read_generation": row["generation"]}
+    values = {f"new_{name}": value for name, value in moved.items()} | {"moved_grant_id": row["grant_id"]}
+    noted = connection.execute(_confirm_and_audit(*sorted(moved)), given(event, side) | as_read | values)
+    return noted.rowcount == 1
+
+
+@cache
+def _confirm_and_audit(*names: str) -> Any:
+    """The account is held, and then the grant; what is held is audited. Others that use the grant may hold both, too,
+    unless it moves: then they wait, and what they wrote is not set back.
+    """
+    account = (
+        select(accounts.c.account_id)
+        .where(accounts.c.account_id == bindparam("read_account_id"))
+        .where(accounts.c.generation == bindparam("read_generation"))
+        .with_for_update(read=True)
+        .cte("account")
+    )
+    is_it = (grants.c.grant_id == bindparam("moved_grant_id")) & (grants.c.account_id == account.c.account_id)
+    is_live = is_it & grants.c.end_time.is_(None)
+    if not names:
+        held = select(grants.c.grant_id).join_from(grants, account, is_live).with_for_update(of=grants, read=True)
+        return insert_both(held.cte("held"))
+    later = {name: func.greatest(grants.c[name], bindparam(f"new_{name}", type_=grants.c[name].type)) for name in names}
+    return insert_both(update(grants).where(is_live).values(later).returning(grants.c.grant_id).cte("held"))
 
 
 @cache

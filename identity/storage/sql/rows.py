@@ -56,19 +56,16 @@ def find_grant_by_name(connection: Connection, lookup_name: str) -> RowMapping |
     return connection.execute(_BY_NAME, {"name": lookup_name}).mappings().first()
 
 
-def hold_grant(connection: Connection, grant_id: str, *, is_shared: bool = False) -> RowMapping | None:
+def hold_grant(connection: Connection, grant_id: str) -> RowMapping | None:
     """The same, to act on: nobody changes the grant or its account until the transaction ends.
 
     The account is held first, and shared: whoever changes an account holds it alone, and its grants after it.
-    *is_shared*: others may hold the grant so, too; then it is not to be changed.
     """
-    if not is_postgres(connection):
-        return find_grant(connection, grant_id)
-    held = _SHARED_BY_ID if is_shared else _HELD_BY_ID
+    held = _HELD_BY_ID if is_postgres(connection) else _BY_ID
     return connection.execute(held, {"id": grant_id}).mappings().first()
 
 
-def _held_grants(*, is_shared: bool) -> Select[Any]:
+def _held_grants() -> Select[Any]:
     """One row of joined_grants, its account locked before it: a subquery is run before what it is joined to."""
     of_grant = select(grants.c.account_id).where(grants.c.grant_id == bindparam("id")).scalar_subquery()
     held = select(accounts).where(accounts.c.account_id == of_grant).with_for_update(read=True).cte("held")
@@ -86,12 +83,11 @@ def _held_grants(*, is_shared: bool) -> Select[Any]:
         .join_from(grants, held, grants.c.account_id == held.c.account_id)
         .join(policy, true())
         .where(grants.c.grant_id == bindparam("id"))
-        .with_for_update(of=grants, read=is_shared)
+        .with_for_update(of=grants)
     )
 
 
-_HELD_BY_ID = _held_grants(is_shared=False)
-_SHARED_BY_ID = _held_grants(is_shared=True)
+_HELD_BY_ID = _held_grants()
 _BY_NAME = joined_grants().where(grants.c.lookup_name == bindparam("name"), grants.c.end_time.is_(None))
 _BY_ID = joined_grants().where(grants.c.grant_id == bindparam("id"))
 
