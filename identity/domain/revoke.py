@@ -39,7 +39,7 @@ class Revoker:
     async def revoke_presented(self, raw_token: str, act: Act) -> None:
         """Revoke what the holder presents (RFC 7009): texts that are not ours are answered like those that are.
 
-        Raises Overloaded (too many tokens of one credential).
+        Raises Overloaded (too many tokens of one credential, or of one account's).
         """
         try:
             await self.revoke_token(raw_token, "", act)

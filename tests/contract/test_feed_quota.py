@@ -16,7 +16,8 @@ from identity.domain.values import Account, Act, EndReason, Standing
 from identity.storage.database import Stores, open_stores
 from identity.storage.sql.common import ENTRY_MARGIN_SECONDS
 from identity.storage.sql.ending import ENTRIES_OF_AN_ACCOUNT
-from identity_client.errors import DependencyDown, GrantNotFound, IdentityError
+from identity.storage.sql.revocations import TOKENS_OF_A_GRANT
+from identity_client.errors import DependencyDown, GrantNotFound, IdentityError, Overloaded
 from identity_client.trust.entries import Entry, EntryKind
 from identity_client.trust.revocations import Revocations
 from tests.clients.issuer import FixedClock
@@ -213,6 +214,67 @@ async def test_a_full_service_has_its_tokens_outdated_and_keeps_its_other_creden
     with pytest.raises(Rejected):
         await use_secret(stores, secret_id)
     assert await standing(stores, await use_secret(stores, key.grant_id)) is Standing.LIVE
+
+
+async def test_whoever_took_tokens_of_many_credentials_ends_these_tokens_alone(
+    stores: Stores, url: str, clock: FixedClock
+) -> None:
+    await add_key(stores)
+    service, secret_id = await create_service(stores)
+    taken = ENTRIES_OF_AN_ACCOUNT // TOKENS_OF_A_GRANT + 1
+    keys = [await create_credential(stores, service, GrantKind.API_KEY) for _ in range(taken)]
+    kept = await use_secret(stores, secret_id)
+    refused = []
+    for key in keys:
+        issued = [await use_secret(stores, key.grant_id) for _ in range(TOKENS_OF_A_GRANT)]
+        refused += [error for each in issued if (error := await refusal_of(WAYS["token"](stores, each)))]
+    assert len(refused) == taken * TOKENS_OF_A_GRANT - ENTRIES_OF_AN_ACCOUNT
+    assert {error.retry_after_seconds for error in refused} == {LIFETIME + ENTRY_MARGIN_SECONDS}
+    assert await kinds(stores) == {EntryKind.TOKEN: ENTRIES_OF_AN_ACCOUNT}
+    assert Counter(audited(url))["token.revoke ok"] == ENTRIES_OF_AN_ACCOUNT
+    assert await standing(stores, kept) is Standing.LIVE
+    clock.advance(int(refused[0].retry_after_seconds))
+    assert await refusal_of(WAYS["token"](stores, await use_secret(stores, secret_id))) is None
+
+
+async def refusal_of(call: Awaitable[object]) -> Overloaded | None:
+    try:
+        await call
+    except Overloaded as error:
+        return error
+    return None
+
+
+async def test_an_administrator_ends_tokens_of_a_full_service_and_its_holder_ends_the_credential(
+    stores: Stores,
+) -> None:
+    await add_key(stores)
+    admin = act_of(await log_in(stores, await create_user(stores, "root", "admin")))
+    service, secret_id = await create_service(stores)
+    key = await create_credential(stores, service, GrantKind.API_KEY)
+    await fill(stores, service)
+    of_secret, of_key = await use_secret(stores, secret_id), await use_secret(stores, key.grant_id)
+    assert await refusal_of(WAYS["token"](stores, of_secret))
+    await stores.revocations.revoke_token(identity_of(of_key), of_key.issue_time + LIFETIME, "", admin)
+    assert (await newest_entry(stores)).kind is EntryKind.TOKEN
+    assert await standing(stores, of_secret) is Standing.LIVE
+    await WAYS["revoke"](stores, of_secret)
+    assert await standing(stores, of_secret) is Standing.REVOKED
+    assert (await newest_entry(stores)).kind is EntryKind.ACCOUNT
+
+
+async def test_a_session_of_a_full_account_ends_with_its_tokens_and_costs_one_entry(stores: Stores) -> None:
+    carol = await create_user(stores)
+    session, beside = await log_in(stores, carol), await log_in(stores, carol)
+    for _ in range(TOKENS_OF_A_GRANT):
+        await WAYS["token"](stores, session)
+    await fill(stores, carol, ENTRIES_OF_AN_ACCOUNT - TOKENS_OF_A_GRANT)
+    await WAYS["token"](stores, session)
+    held = await held_by_a_peer(stores)
+    assert is_told(held, session)
+    assert is_told(held, beside)
+    count = ENTRIES_OF_AN_ACCOUNT - TOKENS_OF_A_GRANT
+    assert await kinds(stores) == {EntryKind.TOKEN: TOKENS_OF_A_GRANT, EntryKind.GRANT: count, EntryKind.ACCOUNT: 1}
 
 
 async def test_nobody_ends_the_sessions_of_a_full_account_by_naming_one_of_them(stores: Stores) -> None:

@@ -71,9 +71,9 @@ class RevocationStore(Protocol):
     async def revoke_token(self, token: TokenIdentity, expire_time: int, note: str, act: Act) -> int | None:
         """Record a jti until its expiry; -> feed version, None if it was recorded before or is past.
 
-        Where holders (an act without a caller) revoke too many tokens of one grant, a session is ended instead; of a
-        credential raises Overloaded. Where the account's holder has ended too much besides, its generation is raised
-        instead, and its sessions end (see GrantStore).
+        Where holders (an act without a caller) revoke too many tokens of one grant, a session is ended instead; where
+        the account's holder has ended too much besides, its generation is raised instead, and its sessions end (see
+        GrantStore). Of a credential, either raises Overloaded.
         """
 
     async def standings(self, tokens: list[TokenIdentity]) -> list[Standing]:

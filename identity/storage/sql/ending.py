@@ -7,14 +7,16 @@ one entry, however often: peers keep the newest alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 
-from identity.domain.values import Act, Ended, EndReason
+from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.sql.common import Moment, can_be_alive, publish, publish_generation, write_audit
-from identity.storage.sql.rows import latest_use
+from identity.storage.sql.rows import hold_account, hold_grant, latest_use
 from identity.storage.sql.sessions import end_sessions, live_sessions
 from identity.storage.tables import accounts, grants, revocations
-from identity_client.errors import GrantNotFound
+from identity_client.errors import AccountNotFound, GrantNotFound
 from identity_client.trust.entries import EntryKind
 
 ENTRIES_OF_AN_ACCOUNT = 200
@@ -27,56 +29,75 @@ def holder_of(account_id: str, act: Act) -> str | None:
     return account_id if act.caller is None or act.caller.account_id == account_id else None
 
 
-def hold_if_full(connection: Connection, grant_id: str, act: Act, moment: Moment) -> RowMapping | None:
-    """The account of a grant, where its holder acts and it has ENTRIES_OF_AN_ACCOUNT; else None.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A grant that is to end: its held row of joined_grants, and the held account where that is full."""
 
-    The account is held alone, and then all that is to end, in the order of the ids. So it is called before anything is
-    held. Nothing is held while the entries are counted: of those who end grants at the same moment, each may find room
-    for its own entry, and a few more than ENTRIES_OF_AN_ACCOUNT may stand.
+    row: RowMapping
+    full: RowMapping | None
+
+
+def hold_to_end(connection: Connection, grant_id: str, act: Act, moment: Moment) -> Ending:
+    """Raises GrantNotFound. As hold_full, it is called before anything is held."""
+    full = find_full(connection, grant_id, act, moment)
+    account = None if full is None else hold_full(connection, full, moment)
+    row = hold_grant(connection, grant_id)
+    if row is None:
+        raise GrantNotFound()
+    return Ending(row, account)
+
+
+def find_full(connection: Connection, grant_id: str, act: Act, moment: Moment) -> RowMapping | None:
+    """The ids and the kind of a grant, and full_until, when its account has room again; where its holder acts and the
+    account has ENTRIES_OF_AN_ACCOUNT, else None.
+
+    Nothing is held while the entries are counted: of those who end grants at the same moment, each may find room for
+    its own entry, and a few more than ENTRIES_OF_AN_ACCOUNT may stand.
     """
-    account_id = connection.execute(_FULL, {"id": grant_id, "now": moment.now}).scalar()
-    if account_id is None or holder_of(account_id, act) is None:
+    full = connection.execute(_FULL, {"id": grant_id, "now": moment.now}).mappings().first()
+    return None if full is None or holder_of(full["account_id"], act) is None else full
+
+
+def hold_full(connection: Connection, full: RowMapping, moment: Moment) -> RowMapping | None:
+    """The account that is full, None if it was erased meanwhile: held alone, and then all that is to end, in the order
+    of the ids. So it is called before anything is held.
+    """
+    account_id = full["account_id"]
+    try:
+        account = hold_account(connection, AccountRef(account_id=account_id))
+    except AccountNotFound:
         return None
-    held = select(accounts).where(accounts.c.account_id == account_id).with_for_update()
-    account = connection.execute(held).mappings().first()
-    falling = select(grants.c.grant_id).where(or_(live_sessions(account_id, moment), grants.c.grant_id == grant_id))
-    connection.execute(falling.order_by(grants.c.grant_id).with_for_update()).all()
+    is_falling = or_(live_sessions(account_id, moment), grants.c.grant_id == full["grant_id"])
+    falling = select(grants.c.grant_id).where(is_falling).order_by(grants.c.grant_id)
+    connection.execute(falling.with_for_update()).all()
     return account
 
 
-_LAST_WITH_ROOM = (
-    select(revocations.c.version)
+_FULL_UNTIL = (
+    select(revocations.c.expire_time)
     .where(revocations.c.account_id == grants.c.account_id, revocations.c.expire_time > bindparam("now"))
+    .order_by(revocations.c.expire_time.desc())
     .offset(ENTRIES_OF_AN_ACCOUNT - 1)
     .limit(1)
     .correlate(grants)
     .scalar_subquery()
 )
-_FULL = select(grants.c.account_id).where(grants.c.grant_id == bindparam("id"), _LAST_WITH_ROOM.is_not(None))
+_FULL = select(grants.c.grant_id, grants.c.account_id, grants.c.kind, _FULL_UNTIL.label("full_until")).where(
+    grants.c.grant_id == bindparam("id"), _FULL_UNTIL.is_not(None)
+)
 
 
-def end_grant(
-    connection: Connection,
-    row: RowMapping | None,
-    full: RowMapping | None,
-    reason: EndReason,
-    note: str,
-    act: Act,
-    moment: Moment,
-) -> Ended:
-    """End the grant of a held row of joined_grants, and tell the peers: of all sessions of its account, if that is
-    full (see hold_if_full). Raises GrantNotFound (no row).
-    """
-    if row is None:
-        raise GrantNotFound()
+def end_grant(connection: Connection, ending: Ending, reason: EndReason, note: str, act: Act, moment: Moment) -> Ended:
+    """End a grant, unless it has ended before, and tell the peers: of all sessions of its account, if that is full."""
+    row = ending.row
     if row["end_time"] is not None:
         return Ended(0, None)
     account_id, latest = row["account_id"], latest_use(row, moment)
     ended = update(grants).where(grants.c.grant_id == row["grant_id"])
     connection.execute(ended.values(end_time=moment.now, end_reason=reason))
     write_audit(connection, act, moment, f"grant.end.{reason}", account_id, row["grant_id"], note)
-    if full is not None and can_be_alive(latest, moment):
-        others = end_full(connection, full, act, moment)
+    if ending.full is not None and can_be_alive(latest, moment):
+        others = end_full(connection, ending.full, act, moment)
         return Ended(1 + others.grant_count, others.version)
     holder = holder_of(account_id, act)
     return Ended(1, publish(connection, EntryKind.GRANT, row["grant_id"], latest, moment, account_id=holder))

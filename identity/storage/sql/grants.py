@@ -8,7 +8,7 @@ from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, G
 from identity.domain.values import AccountRef, Act, Ended, EndReason
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, publish_generation, split_words, write_audit
-from identity.storage.sql.ending import end_every_session, end_grant, hold_if_full, raise_generation
+from identity.storage.sql.ending import end_every_session, end_grant, hold_to_end, raise_generation
 from identity.storage.sql.issuing import marks_of_use, note_issue, to_the_minute
 from identity.storage.sql.rows import (
     confirm_caller,
@@ -63,21 +63,19 @@ class SqlGrantStore:
     async def end(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            full = hold_if_full(connection, grant_id, act, moment)
-            return end_grant(connection, hold_grant(connection, grant_id), full, reason, note, act, moment)
+            ending = hold_to_end(connection, grant_id, act, moment)
+            return end_grant(connection, ending, reason, note, act, moment)
 
         return await self._access.write(work)
 
     async def end_session(self, account_id: str, grant_id: str, reason: EndReason, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            full = hold_if_full(connection, grant_id, act, moment)
-            row = hold_grant(connection, grant_id)
-            if row is None or row["account_id"] != account_id or row["kind"] != GrantKind.SESSION:
+            ending = hold_to_end(connection, grant_id, act, moment)
+            is_session = ending.row["account_id"] == account_id and ending.row["kind"] == GrantKind.SESSION
+            if not is_session or not is_live(ending.row, moment):
                 raise GrantNotFound()
-            if not is_live(row, moment):
-                raise GrantNotFound()
-            return end_grant(connection, row, full, reason, "", act, moment)
+            return end_grant(connection, ending, reason, "", act, moment)
 
         return await self._access.write(work)
 
@@ -92,11 +90,10 @@ class SqlGrantStore:
     async def end_credential(self, grant_id: str, reason: EndReason, note: str, act: Act) -> Ended:
         def work(connection: Connection, moment: Moment) -> Ended:
             confirm_caller(connection, act, moment)
-            full = hold_if_full(connection, grant_id, act, moment)
-            row = hold_grant(connection, grant_id)
-            if row is None or row["kind"] == GrantKind.SESSION:
+            ending = hold_to_end(connection, grant_id, act, moment)
+            if ending.row["kind"] == GrantKind.SESSION:
                 raise GrantNotFound()
-            return end_grant(connection, row, full, reason, note, act, moment)
+            return end_grant(connection, ending, reason, note, act, moment)
 
         return await self._access.write(work)
 

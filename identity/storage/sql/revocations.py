@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, RowMapping, select
 
 from identity.domain.grants import GrantKind, TokenStatus
 from identity.domain.values import Act, EndReason, KeyState, Standing, TokenIdentity
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, entry_of, publish, write_audit
-from identity.storage.sql.ending import end_full, end_grant, hold_if_full, holder_of
-from identity.storage.sql.rows import confirm_caller, find_grant, hold_grant, is_live, is_recorded
+from identity.storage.sql.ending import end_full, end_grant, find_full, hold_full, hold_to_end, holder_of
+from identity.storage.sql.rows import confirm_caller, find_grant, is_live, is_recorded
 from identity.storage.tables import feed_head, revocations, roles, signing_keys
 from identity_client.errors import Overloaded
 from identity_client.trust.entries import PACKED_KINDS, Batch, Entry, EntryKind, id_bytes
@@ -37,14 +37,11 @@ class SqlRevocationStore:
             confirm_caller(connection, act, moment)
             if is_recorded(connection, EntryKind.TOKEN, token.token_id):
                 return None
-            account = hold_if_full(connection, token.grant_id, act, moment)
-            if account is not None:
-                if token.generation < account["generation"]:
-                    return None  # it fell with the account, and what was issued since does not fall with it again
-                write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
-                return end_full(connection, account, act, moment).version
             if act.caller is None and (full_until := _full_until(connection, token.grant_id, moment)):
                 return _collapse(connection, token.grant_id, full_until, act, moment)
+            full = find_full(connection, token.grant_id, act, moment)
+            if full is not None:
+                return _fall_with_account(connection, token, full, note, act, moment)
             version = publish(
                 connection,
                 EntryKind.TOKEN,
@@ -122,14 +119,33 @@ def _full_until(connection: Connection, grant_id: str, moment: Moment) -> int | 
 def _collapse(connection: Connection, grant_id: str, full_until: int, act: Act, moment: Moment) -> int | None:
     """End a session whose tokens are revoked one by one; -> the feed's version. Raises Overloaded: a credential must
     not end for the tokens that were taken with it."""
-    row = hold_grant(connection, grant_id)
+    row = find_grant(connection, grant_id)
     if row is None or row["kind"] != GrantKind.SESSION:
-        raise Overloaded(
-            "Too many tokens of this credential were revoked lately: repeat the call later, or end the credential.",
-            full_until - moment.now,
-        )
+        raise _wait_until(full_until, moment)
     note = f"more than {TOKENS_OF_A_GRANT} of its tokens were revoked"
-    return end_grant(connection, row, None, EndReason.REVOKED, note, act, moment).version
+    ending = hold_to_end(connection, grant_id, act, moment)
+    return end_grant(connection, ending, EndReason.REVOKED, note, act, moment).version
+
+
+def _fall_with_account(
+    connection: Connection, token: TokenIdentity, full: RowMapping, note: str, act: Act, moment: Moment
+) -> int | None:
+    """End every session of an account that is full, and with them a token. Raises Overloaded: peers that are shown
+    tokens of many credentials could otherwise outdate all that a service works with, again and again."""
+    if act.caller is None and full["kind"] != GrantKind.SESSION:
+        raise _wait_until(full["full_until"], moment)
+    account = hold_full(connection, full, moment)
+    if account is None or token.generation < account["generation"]:
+        return None  # it fell with the account, and what was issued since does not fall with it again
+    write_audit(connection, act, moment, "token.revoke", token.account_id, token.grant_id, note)
+    return end_full(connection, account, act, moment).version
+
+
+def _wait_until(full_until: int, moment: Moment) -> Overloaded:
+    message = (
+        "Too many tokens of this credential or its account were revoked lately: repeat the call later, or end the "
+    )
+    return Overloaded(f"{message}credential.", full_until - moment.now)
 
 
 def _batch_of(rows: Iterable[Any]) -> Batch:
