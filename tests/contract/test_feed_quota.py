@@ -263,6 +263,17 @@ async def test_an_administrator_ends_tokens_of_a_full_service_and_its_holder_end
     assert (await newest_entry(stores)).kind is EntryKind.ACCOUNT
 
 
+async def test_a_full_service_that_is_an_administrator_ends_its_own_tokens_with_all_others(stores: Stores) -> None:
+    await add_key(stores)
+    service, secret_id = await create_service(stores)
+    await fill(stores, service)
+    own, beside = await use_secret(stores, secret_id), await use_secret(stores, secret_id)
+    await stores.revocations.revoke_token(identity_of(own), own.issue_time + LIFETIME, "", act_of(own, scope=""))
+    for each in (own, beside):
+        assert await standing(stores, each) is Standing.OUTDATED
+    assert (await newest_entry(stores)).kind is EntryKind.ACCOUNT
+
+
 async def test_a_session_of_a_full_account_ends_with_its_tokens_and_costs_one_entry(stores: Stores) -> None:
     carol = await create_user(stores)
     session, beside = await log_in(stores, carol), await log_in(stores, carol)
