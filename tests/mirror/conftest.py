@@ -11,9 +11,11 @@ import pytest
 import redis
 
 from identity.server import Server
+from identity.storage.redis.mirror import Mirror
 from identity_client.redis import RedisRevocations
 from tests.clients.issuer import new_id
 from tests.clients.shapes import until
+from tests.mirror.feed import FeedStore, mirror_of
 from tests.peers.orders import feed_version
 from tests.redis_server import ADDRESS, RedisServer
 from tests.rpc.api import Api, MakeSettings, prepare
@@ -82,3 +84,24 @@ async def fragile(make_settings: MakeSettings, redis_server: RedisServer) -> Asy
     """Over `redis_server`, which the test may harm, and has to bring back."""
     async for mirrored in serving(make_settings, redis_server.url, "identity:"):
         yield mirrored
+
+
+@pytest.fixture
+def store() -> FeedStore:
+    return FeedStore()
+
+
+@pytest.fixture
+async def mirror(redis_server: RedisServer, store: FeedStore) -> AsyncIterator[Mirror]:
+    """Follows *store* into *redis_server* from when the test starts it."""
+    made = mirror_of(store, redis_server)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def another(redis_server: RedisServer, store: FeedStore) -> AsyncIterator[Mirror]:
+    """That of a second process."""
+    made = mirror_of(store, redis_server)
+    yield made
+    await made.stop()

@@ -78,7 +78,7 @@ def test_each_of_them_counts(claims: Claims, values: tuple[str | None, ...], sta
 
 
 def test_a_sentinel_is_read_as_it_was_written() -> None:
-    sentinel = Sentinel("epoch", 7, 3, 1_800_000_000_123)
+    sentinel = Sentinel("epoch", 7, 3, 1_800_000_000_123, "a1b2", 1_800_000_000_456)
     assert Sentinel.parse(sentinel.text()) == sentinel
 
 

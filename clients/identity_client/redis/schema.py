@@ -7,7 +7,7 @@ With the default prefix `identity:`, every key a plain text:
     identity:kid:<kid>    exists while this signing key is revoked: every token it signed
     identity:gen:<sub>    lowest good `gen` of the account's tokens
     identity:pol:<role>   lowest good `pol` of tokens that carry the role
-    identity:trust        the sentinel, JSON: epoch, version, count (of entries), time_ms
+    identity:trust        the sentinel, JSON: epoch, version, count (of entries), time_ms, run_id, beat_ms
     identity:fresh        exists while the sentinel is less than 30 s old
     identity:builder      exists while a process builds the mirror anew: its name, and how far it is
 
@@ -16,6 +16,11 @@ and version, every entry of the feed up to that version that has not expired is 
 transaction with what it vouches for, at least each second, and is missing while the mirror is built anew. *time_ms* is
 by the clock of Redis itself (TIME): the feed was read after that. So nobody's clocks are compared. Without a sentinel,
 or with one that is too old, nothing is known: an absent entry says nothing then.
+
+A clock of Redis that is ahead for a while makes it drop entries for good. So the sentinel expires as well, five minutes
+after it was written: sooner than any entry that a living token needs. And the service goes on from a sentinel only
+where it was written in the same run of Redis (*run_id* of INFO) and, by *beat_ms*, less than 30 s ago; else it builds
+the mirror anew.
 
 A prefix with a hash tag, such as `{identity}:`, keeps all keys in one slot of a cluster.
 """
@@ -33,6 +38,9 @@ from identity_client.trust.entries import Entry, EntryKind
 
 DEFAULT_PREFIX = "identity:"
 FRESH_SECONDS = 30
+TRUST_SECONDS = 300
+"""An entry is kept ten minutes longer than any token needs it. The service vouches for a Redis whose clock is up to
+five of them ahead: five are left, and a clock that makes an entry expire too early takes the sentinel first."""
 
 _PREFIX = re.compile(r"[A-Za-z0-9:._{}-]{1,64}")  # nothing that has a meaning in a pattern of SCAN
 _NAMES = {
@@ -47,12 +55,14 @@ _REVOKING = (EntryKind.TOKEN, EntryKind.GRANT, EntryKind.KEY)
 
 @dataclass(frozen=True, slots=True)
 class Sentinel:
-    """What vouches for the rest."""
+    """What vouches for the rest. *run_id* is empty and *beat_ms* 0 where they are not told."""
 
     epoch: str
     version: int
     count: int
     time_ms: int
+    run_id: str
+    beat_ms: int
 
     def text(self) -> str:
         """The value of the key."""
@@ -63,7 +73,14 @@ class Sentinel:
         """None where there is none, or none that makes sense."""
         try:
             value = json.loads(text or "")
-            return cls(str(value["epoch"]), int(value["version"]), int(value["count"]), int(value["time_ms"]))
+            return cls(
+                epoch=str(value["epoch"]),
+                version=int(value["version"]),
+                count=int(value["count"]),
+                time_ms=int(value["time_ms"]),
+                run_id=str(value.get("run_id", "")),
+                beat_ms=int(value.get("beat_ms", 0)),
+            )
         except (ValueError, KeyError, TypeError, OverflowError):
             return None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from identity.config import ConfigurationError
 
@@ -26,6 +27,18 @@ class UnsafePolicy(Exception):
             f"redis_url: maxmemory-policy is {policy}, which drops revocations when memory is short: "
             f"set it to {SAFE_POLICY}"
         )
+
+
+class Unvouched(RedisError):
+    """What is in Redis cannot be vouched for; the text is ours, and says what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """Which run of Redis, and what its clock shows, in Unix milliseconds."""
+
+    run_id: str
+    time_ms: int
 
 
 def open_client(url: str, reply_seconds: float) -> Any:
@@ -51,6 +64,14 @@ async def check_policy(client: Any) -> None:
     policy = (await client.info("memory")).get("maxmemory_policy", "unknown")
     if policy != SAFE_POLICY:
         raise UnsafePolicy(policy)
+
+
+async def instant(client: Any) -> Instant:
+    """Of the Redis behind *client*, which may be a pipeline that watches. Raises Unvouched: it tells no run."""
+    run_id = str((await client.info("server")).get("run_id", ""))
+    if not run_id:
+        raise Unvouched("INFO tells no run_id: a restart that has lost revocations would go unnoticed")
+    return Instant(run_id, await time_ms(client))
 
 
 async def time_ms(client: Any) -> int:

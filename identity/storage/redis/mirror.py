@@ -17,12 +17,12 @@ from redis.exceptions import RedisError, WatchError
 from identity.config import ConfigurationError
 from identity.domain.ports import RevocationStore
 from identity.storage.redis import writing
-from identity.storage.redis.client import UnsafePolicy, check_policy, open_client, time_ms
+from identity.storage.redis.client import Instant, UnsafePolicy, Unvouched, check_policy, instant, open_client
 from identity.storage.redis.rebuild import Builder
 from identity.storage.redis.reporting import Report
 from identity.storage.redis.writing import MirrorWriting
 from identity_client.redis.breaker import delay_seconds
-from identity_client.redis.schema import Schema, Sentinel
+from identity_client.redis.schema import FRESH_SECONDS, Schema, Sentinel
 from identity_client.trust.entries import PACKED_KINDS, Entry
 from identity_client.trust.named import NamedEntries
 
@@ -113,23 +113,24 @@ class Mirror:
         async with self._redis.pipeline() as pipe:
             await pipe.watch(self._schema.trust)
             held = Sentinel.parse(await pipe.get(self._schema.trust))
-            read_ms = await time_ms(pipe)  # before the feed is read: that is how old the news is
-            await self._guard_clock(read_ms)
+            now = await instant(pipe)  # before the feed is read: that is how old the news is
+            await self._guard_clock(now)
             epoch, head = await self._store.head()
-            sentinel = _usable(held, epoch, head, read_ms)
+            sentinel = _usable(held, epoch, head, now)
             if sentinel is None:
                 if not await self._builder.claim(pipe):
                     return True  # another builds it: the next beat looks again
-                await self._builder.build()
+                await self._builder.build(now)
                 return False
             changes = await self._store.entries_since(sentinel.version, writing.PART)
-            entries = await self._merged([entry for _, entry in changes], read_ms)
+            entries = await self._merged([entry for _, entry in changes], now.time_ms)
             version = changes[-1][0] if changes else sentinel.version
             is_all = len(changes) < writing.PART
             pipe.multi()
             self._writing.put(pipe, entries)
             # News that are not all there is must not look fresh.
-            self._writing.vouch(pipe, epoch, version, read_ms if is_all else sentinel.time_ms, is_fresh=is_all)
+            read_ms = now.time_ms if is_all else sentinel.time_ms
+            self._writing.vouch(pipe, epoch, version, read_ms, now, is_fresh=is_all)
             with contextlib.suppress(WatchError):  # another was faster: the next step starts from there
                 await pipe.execute()
                 return is_all
@@ -168,26 +169,29 @@ class Mirror:
             await self._writing.disown(self._redis)
             raise
 
-    async def _guard_clock(self, redis_ms: int) -> None:
-        """Raises RedisError: the clock of Redis and ours are too far apart for what is there to be vouched for."""
-        skew = redis_ms / 1_000 - time.time()
+    async def _guard_clock(self, now: Instant) -> None:
+        """Raises Unvouched: the clock of Redis and ours are too far apart for what is there to be vouched for."""
+        skew = now.time_ms / 1_000 - time.time()
         if abs(skew) > _SKEW_SECONDS:
             await self._writing.disown(self._redis)
-            raise RedisError(f"the clock of Redis is {skew:+.0f} s from ours: set both by NTP")
+            raise Unvouched(f"the clock of Redis is {skew / 60:+.0f} minutes from ours: set both by NTP")
 
     async def _checked_minimum(self, text: str) -> int:
         try:
             return int(text)
         except ValueError:  # nobody of us wrote it: nothing that is there can be vouched for
             await self._writing.disown(self._redis)
-            raise RedisError("the mirror holds what it was not given") from None
+            raise Unvouched("the mirror holds what it was not given") from None
 
 
-def _usable(sentinel: Sentinel | None, epoch: str, head: int, time_ms: int) -> Sentinel | None:
+def _usable(sentinel: Sentinel | None, epoch: str, head: int, now: Instant) -> Sentinel | None:
     """*sentinel*, if it vouches for entries of this feed, all of which Redis still has.
 
-    While its clock was ahead Redis may have dropped entries for good: a sentinel from the future tells that it was.
+    While its clock is ahead Redis may drop entries for good: as it loads its file at the start, or in any moment that
+    nobody has watched. A sentinel of another run, from the future or without a beat for long tells that it may have.
+    The beat is what counts, not how old the news are: these wait for a build, which may take longer.
     """
-    if sentinel is None or sentinel.epoch != epoch or sentinel.version > head:
+    if sentinel is None or sentinel.epoch != epoch or sentinel.version > head or sentinel.run_id != now.run_id:
         return None
-    return sentinel if sentinel.time_ms <= time_ms + _STEPPED_BACK_MS else None
+    since_beat_ms = now.time_ms - sentinel.beat_ms
+    return sentinel if -_STEPPED_BACK_MS <= since_beat_ms <= FRESH_SECONDS * 1_000 else None

@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import WatchError
 
 from identity.domain.ports import RevocationStore
-from identity.storage.redis.client import run_script, time_ms
+from identity.storage.redis.client import Instant, instant, run_script, time_ms
 from identity.storage.redis.scripts import PUT_PART
 from identity.storage.redis.writing import MirrorWriting, parts
 from identity_client.trust.entries import PACKED_KINDS, Entry
@@ -51,12 +51,13 @@ class Builder:
             return True
         return False
 
-    async def build(self) -> None:
+    async def build(self, start: Instant) -> None:
         """Write every live entry, the sentinel last.
 
         Each part moves the claim on, and is written only where the claim stands as the last part left it. So this very
         Redis has seen every part: it was neither emptied nor replaced by a copy that lacks some, and nobody else's
-        entries were overwritten with older ones. Raises WatchError where it was otherwise.
+        entries were overwritten with older ones; nor did it start again since *start*, and so drop any that it took for
+        expired. Raises WatchError where it was otherwise.
         """
         _log.info("the mirror in Redis is built anew")
         count = 0
@@ -73,7 +74,7 @@ class Builder:
         for part in chain(parts(packed), parts(named.entries())):
             await self._put_part(count, part)
             count += 1
-        await self._finish(count, epoch, version, read_ms)
+        await self._finish(count, epoch, version, read_ms, start)
 
     async def _put_part(self, count: int, part: list[Entry], removed: Sequence[str] = ()) -> None:
         # A script, because a hundred commands in a transaction of a client hold the event loop for milliseconds.
@@ -83,12 +84,15 @@ class Builder:
         if not await run_script(self._redis, PUT_PART, keys, [*claim, *rows]):
             raise WatchError(_CLAIM_LOST)
 
-    async def _finish(self, count: int, epoch: str, version: int, read_ms: int) -> None:
+    async def _finish(self, count: int, epoch: str, version: int, read_ms: int, start: Instant) -> None:
         async with self._redis.pipeline() as pipe:
             await self._confirm_claim(pipe, count)
+            now = await instant(pipe)
+            if now.run_id != start.run_id:
+                raise WatchError(_CLAIM_LOST)
             pipe.multi()
             # Not fresh yet: the next step looks for later entries first.
-            self._writing.vouch(pipe, epoch, version, read_ms, is_fresh=False)
+            self._writing.vouch(pipe, epoch, version, read_ms, now, is_fresh=False)
             pipe.delete(self._schema.builder)
             await pipe.execute()
 

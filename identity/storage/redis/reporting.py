@@ -7,7 +7,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from identity.storage.redis.client import UnsafePolicy
+from identity.storage.redis.client import UnsafePolicy, Unvouched
 from identity_client.errors import DependencyDown
 
 _LOG_SECONDS = 60.0
@@ -35,7 +35,8 @@ class Report:
         if not isinstance(error, (RedisError, OSError, DependencyDown, UnsafePolicy)):
             _log.exception("%s in Redis met something unforeseen", self._subject, exc_info=error)
             return
-        now, problem = time.monotonic(), str(error) if isinstance(error, UnsafePolicy) else type(error).__name__
+        is_ours = isinstance(error, (UnsafePolicy, Unvouched))
+        now, problem = time.monotonic(), str(error) if is_ours else type(error).__name__
         if problem != self._problem or now - self._logged_at >= _LOG_SECONDS:
             _log.warning("%s in Redis %s: %s", self._subject, self._meanwhile, problem)
             self._logged_at = now

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from identity_client.redis.schema import FRESH_SECONDS, Schema, Sentinel
+from identity.storage.redis.client import Instant
+from identity_client.redis.schema import FRESH_SECONDS, TRUST_SECONDS, Schema, Sentinel
 from identity_client.trust.entries import Entry
 
 PART = 100
@@ -25,9 +26,10 @@ class MirrorWriting:
         for entry in entries:
             pipe.set(self.schema.key(entry.kind, entry.name), self.schema.value(entry), exat=entry.expire_time)
 
-    def vouch(self, pipe: Any, epoch: str, version: int, time_ms: int, *, is_fresh: bool) -> None:
+    def vouch(self, pipe: Any, epoch: str, version: int, time_ms: int, now: Instant, *, is_fresh: bool) -> None:
         """The sentinel; *time_ms* is when the feed was read, by the clock of Redis."""
-        pipe.set(self.schema.trust, Sentinel(epoch, version, self._count_entries(), time_ms).text())
+        sentinel = Sentinel(epoch, version, self._count_entries(), time_ms, now.run_id, now.time_ms)
+        pipe.set(self.schema.trust, sentinel.text(), ex=TRUST_SECONDS)
         if is_fresh:
             pipe.set(self.schema.fresh, 1, ex=FRESH_SECONDS)
 
