@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from identity.domain.ports import RevocationStore
 from identity.storage.redis.mirror import Mirror
-from identity_client.trust.entries import Batch, Entry, EntryKind
+from identity_client.trust.entries import Entry, EntryKind
 from tests.clients.issuer import new_id
 from tests.clients.shapes import until
 from tests.redis_server import RedisServer
@@ -40,9 +40,6 @@ class FeedStore:
         found = self.changes[version:][:limit]
         self.meanwhile()
         return found
-
-    async def live_entries(self) -> tuple[str, int, list[Batch]]:
-        return self.epoch, len(self.changes), [Batch.of(entry for _, entry in self.changes)]
 
 
 def mirror_of(store: FeedStore, redis_server: RedisServer) -> Mirror:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from identity_client.access.judge import Judge, Judgement, Look
 from identity_client.access.rules import Rule
@@ -137,26 +138,62 @@ async def test_the_breaker_opens_after_three_failures_until_a_probe_of_its_own_s
     breaker = Breaker(probe, 0.01)
     for _ in range(3):
         assert not breaker.is_open
-        breaker.failed()
+        breaker.failed(in_vain=False)
     for _ in range(100):  # those that were asked before
-        breaker.failed()
+        breaker.failed(in_vain=False)
     breaker.succeeded()
     await until(lambda: probe.count > 5)
     assert breaker.is_open
     probe.succeeds, probe.is_held = True, False
     await until(lambda: not breaker.is_open)
     assert (probe.most_at_once, probe.running) == (1, 0)
-    breaker.failed()
-    breaker.failed()
+    breaker.failed(in_vain=False)
+    breaker.failed(in_vain=False)
     assert not breaker.is_open  # it counts from the beginning
     await breaker.close()
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_the_breaker_opens_when_one_has_waited_in_vain() -> None:
+    probe = Probe()
+    breaker = Breaker(probe, 0.01)
+    breaker.failed(in_vain=True)
+    assert breaker.is_open
+    await until(lambda: probe.count > 1)
+    probe.succeeds = True
+    await until(lambda: not breaker.is_open)
+
+
+async def test_the_first_probe_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("identity_client.redis.breaker.delay_seconds", lambda failures: 1_000.0)
+    probe = Probe()
+    probe.succeeds = True
+    breaker = Breaker(probe, 1.0)
+    breaker.failed(in_vain=True)
+    await until(lambda: not breaker.is_open)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, RedisTimeoutError, ConnectionError])
+async def test_a_question_that_waited_in_vain_is_the_last_one(
+    claims: Claims, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def execute(_: Any) -> list[Any]:
+        raise error
+
+    monkeypatch.setattr(Pipeline, "execute", execute)
+    source = RedisRevocations("redis://127.0.0.1:1")
+    with pytest.raises(SourceDown, match="gave no answer"):
+        await source.ask([claims])
+    with pytest.raises(SourceDown, match="gave no answer" if error is ConnectionError else "left alone"):
+        await source.ask([claims])
+    await source.close()
 
 
 async def test_a_success_between_failures_keeps_the_breaker_closed() -> None:
     breaker = Breaker(Probe(), 0.01)
     for _ in range(10):
-        breaker.failed()
-        breaker.failed()
+        breaker.failed(in_vain=False)
+        breaker.failed(in_vain=False)
         breaker.succeeded()
     assert not breaker.is_open
 
@@ -167,10 +204,10 @@ async def test_a_breaker_that_was_closed_for_good_probes_no_more() -> None:
     probe.is_held = True
     breaker = Breaker(probe, 60.0)
     for _ in range(3):
-        breaker.failed()
+        breaker.failed(in_vain=False)
     await until(lambda: probe.running == 1)
     await breaker.close()
-    breaker.failed()
+    breaker.failed(in_vain=False)
     assert (breaker.is_open, probe.running, probe.count) == (True, 0, 1)
 
 

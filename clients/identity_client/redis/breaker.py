@@ -19,10 +19,12 @@ def delay_seconds(failures: int) -> float:
 
 
 class Breaker:
-    """Opens after three failures in a row. Nobody's question goes to Redis then: a *probe* of its own does, one at a
-    time and a delay after the last, until one succeeds within *timeout_seconds*. Lives on one event loop.
+    """Opens after three failures in a row, or the first question that waited in vain. Nobody's question goes to Redis
+    then: a *probe* of its own does, at once, and again a delay after the last one, until one succeeds within
+    *timeout_seconds*. Lives on one event loop.
 
-    So an outage costs the first three questions, and those asked with them, their time, and no later one any.
+    So a Redis that hangs costs those who ask before the first has waited for all its time, and no later one any; and
+    one that answers all the same is left alone for as long as a probe takes.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[object]], timeout_seconds: float) -> None:
@@ -37,12 +39,12 @@ class Breaker:
         """Whether to go the way round at once."""
         return self._probing is not None or self._is_done
 
-    def failed(self) -> None:
-        """A question failed."""
+    def failed(self, *, in_vain: bool) -> None:
+        """A question failed; *in_vain*: after it had waited for all its time."""
         if self.is_open:  # it was asked before
             return
         self._failures += 1
-        if self._failures >= _TOLERATED:
+        if self._failures >= _TOLERATED or in_vain:
             self._probing = asyncio.create_task(self._probe_until_it_answers())
 
     def succeeded(self) -> None:
@@ -58,12 +60,12 @@ class Breaker:
                 await self._probing
 
     async def _probe_until_it_answers(self) -> None:
-        failures = 1
+        failures = 0
         while not self._is_done:  # the client library may swallow the cancellation
-            await asyncio.sleep(delay_seconds(failures))
-            failures += 1
             with contextlib.suppress(Exception):  # whatever it is, it is no answer
                 async with asyncio.timeout(self._timeout):
                     await self._probe()
                 break
+            failures += 1
+            await asyncio.sleep(delay_seconds(failures))
         self._failures, self._probing = 0, None

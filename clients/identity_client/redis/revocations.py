@@ -13,6 +13,7 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from identity_client.redis.breaker import Breaker
 from identity_client.redis.schema import DEFAULT_PREFIX, Schema, Sentinel
@@ -27,8 +28,8 @@ class RedisRevocations:
 
     *url* is redis://, rediss:// or unix://, with the password in it if there is one; *prefix* is the service's setting
     redis_prefix. A question is one round trip and takes *timeout_seconds* at most, the connection included; nothing is
-    repeated. After three failures in a row no question waits for Redis any more: each raises SourceDown at once, until
-    a probe in the background, at most a second after the last one, is answered.
+    repeated. After one that took as long in vain, or three failures in a row, no question waits for Redis any more:
+    each raises SourceDown at once, until a probe in the background, at most a second after the last one, is answered.
     Raises ValueError: not such an address or prefix, or an option after the ? of the address that redis does not know.
     """
 
@@ -73,7 +74,7 @@ class RedisRevocations:
             answers = self._answers(claims, replies)
         except (RedisError, OSError, ValueError) as error:
             if has_begun:  # a question that waited for its turn tells nothing about Redis
-                self._breaker.failed()
+                self._breaker.failed(in_vain=isinstance(error, (TimeoutError, RedisTimeoutError)))
             # Its own text could repeat what was sent, the password included.
             raise SourceDown(f"Redis gave no answer: {type(error).__name__}") from None
         self._breaker.succeeded()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import chain
 from typing import Any
 
 from redis.exceptions import WatchError
@@ -19,7 +20,14 @@ from identity_client.trust.entries import PACKED_KINDS, Entry
 from identity_client.trust.named import NamedEntries
 
 BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
+PAGE = 500
+"""So many entries are read from SQL at a time, or keys from Redis: a millisecond for which nobody else is served."""
 
+PART_SECONDS = 0.002
+"""How often a part is written: a quarter of that it holds the event loop, and calls have the rest. A hundred thousand
+entries take two seconds, or longer where there are many calls."""
+
+_LATE = 10
 _CLAIM_LOST = "Redis was emptied or replaced while the mirror was built, or another builds it"
 
 _log = logging.getLogger(__name__)
@@ -60,21 +68,33 @@ class Builder:
         expired. Raises WatchError where it was otherwise.
         """
         _log.info("the mirror in Redis is built anew")
-        count = 0
+        count, pace = 0, Pace(PART_SECONDS)
         async for keys in self._held_keys():  # of another epoch, or versions that SQL has lost: no minimum may stay
             await self._put_part(count, [], keys)
             count += 1
+            await pace.keep()
         read_ms = await time_ms(self._redis)
-        epoch, version, batches = await self._store.live_entries()
-        named = NamedEntries()
-        for batch in batches:
-            for entry in batch.others:
-                named.add(entry)
-        packed = (entry for batch in batches for entry in batch if entry.kind in PACKED_KINDS)
-        for part in chain(parts(packed), parts(named.entries())):
+        epoch, version = await self._store.head()
+        async for part in self._entries(version):
             await self._put_part(count, part)
             count += 1
+            await pace.keep()
         await self._finish(count, epoch, version, read_ms, start)
+
+    async def _entries(self, head: int) -> AsyncIterator[list[Entry]]:
+        """All up to the version *head* and perhaps some of later ones, a part at a time; each minimum once, last."""
+        named, version, is_all = NamedEntries(), 0, False
+        while not is_all:
+            changes = await self._store.entries_since(version, PAGE)
+            for part in parts(entry for _, entry in changes if entry.kind in PACKED_KINDS):
+                yield part
+            for _, entry in changes:
+                if entry.kind not in PACKED_KINDS:
+                    named.add(entry)
+            version = changes[-1][0] if changes else head
+            is_all = version >= head
+        for part in parts(named.entries()):
+            yield part
 
     async def _put_part(self, count: int, part: list[Entry], removed: Sequence[str] = ()) -> None:
         # A script, because a hundred commands in a transaction of a client hold the event loop for milliseconds.
@@ -105,7 +125,24 @@ class Builder:
         return f"{self._name}:{self._build}:{count}"
 
     async def _held_keys(self) -> AsyncIterator[list[str]]:
-        """The keys of entries that are there, a part at a time."""
-        keys = [key async for key in self._redis.scan_iter(match=f"{self._schema.prefix}*", count=1_000)]
-        for part in parts(key for key in keys if key.startswith(self._schema.entries)):
-            yield part
+        """The keys of entries that are there, a page at a time."""
+        cursor, is_all = 0, False
+        while not is_all:
+            cursor, keys = await self._redis.scan(cursor, match=f"{self._schema.prefix}*", count=PAGE)
+            is_all = cursor == 0
+            if held := [key for key in keys if key.startswith(self._schema.entries)]:
+                yield held
+
+
+class Pace:
+    """Something is done again and again, every *seconds* at most; a few that came late are made up for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due = float("-inf")
+
+    async def keep(self) -> None:
+        """Wait until it is time for the next one."""
+        now = time.monotonic()
+        self._due = max(self._due, now - _LATE * self._seconds) + self._seconds
+        await asyncio.sleep(max(0.0, self._due - now))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from identity.domain.throttle import Attempt, Counter, Reservation
 from identity.storage.redis.counting import Counting
@@ -144,7 +145,7 @@ class RedisThrottleStore:
                 answer = await question()
         except (RedisError, OSError, ValueError) as error:
             if has_begun:  # a question that waited for its turn tells nothing about Redis
-                self._breaker.failed()
+                self._breaker.failed(in_vain=isinstance(error, (TimeoutError, RedisTimeoutError)))
                 self._report.failed(error)
             return None
         self._breaker.succeeded()

@@ -11,7 +11,7 @@ from identity_client.redis.schema import FRESH_SECONDS, TRUST_SECONDS, Schema, S
 from identity_client.trust.entries import Entry
 
 PART = 100
-"""Entries in one transaction: Redis serves others in between, and so does the event loop, which they hold for 2 ms."""
+"""Entries in one transaction: Redis serves others in between, and so does the event loop."""
 
 
 class MirrorWriting:
