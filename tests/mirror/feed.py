@@ -22,11 +22,12 @@ def expiring() -> int:
 
 
 class FeedStore:
-    """The feed, without SQL. *meanwhile* is called where a read has begun."""
+    """The feed, without SQL. The versions in *swept* are gone; *meanwhile* is called where a read has begun."""
 
     def __init__(self) -> None:
         self.epoch = "epoch-1"
         self.changes: list[tuple[int, Entry]] = []
+        self.swept: set[int] = set()
         self.meanwhile: Callable[[], None] = lambda: None
 
     def add(self, *entries: Entry) -> None:
@@ -37,7 +38,7 @@ class FeedStore:
         return self.epoch, len(self.changes)
 
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
-        found = self.changes[version:][:limit]
+        found = [change for change in self.changes[version:] if change[0] not in self.swept][:limit]
         self.meanwhile()
         return found
 

@@ -16,7 +16,7 @@ from identity.config import ConfigurationError
 from identity.domain.ports import RevocationStore
 from identity.server import Server
 from identity.storage.redis import mirror as following
-from identity.storage.redis import writing
+from identity.storage.redis import rebuild, writing
 from identity.storage.redis.mirror import Mirror
 from identity_client.redis import RedisRevocations
 from identity_client.trust.entries import Entry, EntryKind
@@ -95,7 +95,7 @@ async def test_a_flush_in_the_middle_of_a_step_is_noticed(
 async def test_a_flush_in_the_middle_of_a_rebuild_is_noticed(
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "PART", 10)
+    monkeypatch.setattr(rebuild, "PART", 10)
     store.add(*tokens(30))
     put, calls = mirror._builder._put_part, itertools.count()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.exceptions import WatchError
 
-from identity.storage.redis import rebuild, writing
+from identity.storage.redis import rebuild
 from identity.storage.redis.mirror import Mirror
 from tests.mirror.feed import ACCOUNT, FeedStore, a_minimum, caught_up, has_built, held_tokens, tokens, version
 from tests.redis_server import RedisServer
@@ -45,7 +45,7 @@ async def test_what_a_builder_that_died_has_begun_another_finishes_once_its_clai
     redis_server: RedisServer, store: FeedStore, mirror: Mirror, another: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "BUILD_SECONDS", 1)
-    monkeypatch.setattr(writing, "PART", 10)
+    monkeypatch.setattr(rebuild, "PART", 10)
     store.add(*tokens(30))
     put, parts = mirror._builder._put_part, iter(range(1, 1_000))
 

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from redis.exceptions import WatchError
@@ -15,17 +16,20 @@ from redis.exceptions import WatchError
 from identity.domain.ports import RevocationStore
 from identity.storage.redis.client import Instant, instant, run_script, time_ms
 from identity.storage.redis.scripts import PUT_PART
-from identity.storage.redis.writing import MirrorWriting, parts
+from identity.storage.redis.writing import MirrorWriting
 from identity_client.trust.entries import PACKED_KINDS, Entry
 from identity_client.trust.named import NamedEntries
 
 BUILD_SECONDS = 30  # the claim of a builder that has died ends by itself
 PAGE = 500
-"""So many entries are read from SQL at a time, or keys from Redis: a millisecond for which nobody else is served."""
+"""So many entries are read from SQL at a time, or keys from Redis: a millisecond in which calls may have to wait."""
 
-PART_SECONDS = 0.002
-"""How often a part is written: a quarter of that it holds the event loop, and calls have the rest. A hundred thousand
-entries take two seconds, or longer where there are many calls."""
+PART = 250
+"""So many entries are written at a time: half a millisecond in which neither Redis nor the event loop serves others."""
+
+PART_SECONDS = 0.005
+"""How often a part is written: calls have nine tenths of the event loop. A hundred thousand entries take two seconds,
+or longer where there is much else to do."""
 
 _LATE = 10
 _CLAIM_LOST = "Redis was emptied or replaced while the mirror was built, or another builds it"
@@ -68,17 +72,17 @@ class Builder:
         expired. Raises WatchError where it was otherwise.
         """
         _log.info("the mirror in Redis is built anew")
-        count, pace = 0, Pace(PART_SECONDS)
+        count, pace = 0, Pace(PART_SECONDS, time.monotonic())
         async for keys in self._held_keys():  # of another epoch, or versions that SQL has lost: no minimum may stay
             await self._put_part(count, [], keys)
             count += 1
-            await pace.keep()
+            await asyncio.sleep(pace.delay(time.monotonic()))
         read_ms = await time_ms(self._redis)
         epoch, version = await self._store.head()
         async for part in self._entries(version):
             await self._put_part(count, part)
             count += 1
-            await pace.keep()
+            await asyncio.sleep(pace.delay(time.monotonic()))
         await self._finish(count, epoch, version, read_ms, start)
 
     async def _entries(self, head: int) -> AsyncIterator[list[Entry]]:
@@ -86,22 +90,22 @@ class Builder:
         named, version, is_all = NamedEntries(), 0, False
         while not is_all:
             changes = await self._store.entries_since(version, PAGE)
-            for part in parts(entry for _, entry in changes if entry.kind in PACKED_KINDS):
+            for part in _parts(entry for _, entry in changes if entry.kind in PACKED_KINDS):
                 yield part
             for _, entry in changes:
                 if entry.kind not in PACKED_KINDS:
                     named.add(entry)
             version = changes[-1][0] if changes else head
             is_all = version >= head
-        for part in parts(named.entries()):
+        for part in _parts(named.entries()):
             yield part
 
     async def _put_part(self, count: int, part: list[Entry], removed: Sequence[str] = ()) -> None:
-        # A script, because a hundred commands in a transaction of a client hold the event loop for milliseconds.
+        # A script, because hundreds of commands in a transaction of a client hold the event loop for milliseconds.
         keys = [self._schema.builder, *(self._schema.key(entry.kind, entry.name) for entry in part), *removed]
-        rows: list[str | int] = [field for entry in part for field in (self._schema.value(entry), entry.expire_time)]
+        rows = " ".join(f"{self._schema.value(entry)}:{entry.expire_time}" for entry in part)
         claim = (self._progress(count), self._progress(count + 1), BUILD_SECONDS)
-        if not await run_script(self._redis, PUT_PART, keys, [*claim, *rows]):
+        if not await run_script(self._redis, PUT_PART, keys, [*claim, rows]):
             raise WatchError(_CLAIM_LOST)
 
     async def _finish(self, count: int, epoch: str, version: int, read_ms: int, start: Instant) -> None:
@@ -134,15 +138,20 @@ class Builder:
                 yield held
 
 
+def _parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    iterator = iter(entries)
+    while part := list(islice(iterator, PART)):
+        yield part
+
+
 class Pace:
-    """Something is done again and again, every *seconds* at most; a few that came late are made up for."""
+    """Something is done again and again, every *seconds* at most; a few that come late are made up for."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, now: float) -> None:
         self._seconds = seconds
-        self._due = float("-inf")
+        self._due = now
 
-    async def keep(self) -> None:
-        """Wait until it is time for the next one."""
-        now = time.monotonic()
+    def delay(self, now: float) -> float:
+        """How long to wait for the next one, when one has ended."""
         self._due = max(self._due, now - _LATE * self._seconds) + self._seconds
-        await asyncio.sleep(max(0.0, self._due - now))
+        return max(0.0, self._due - now)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from identity.storage.redis.client import Instant
@@ -36,10 +35,3 @@ class MirrorWriting:
     def disown(self, pipe: Any) -> Any:
         """Take away what vouches for the entries: nobody may take what is there for everything."""
         return pipe.delete(self.schema.trust, self.schema.fresh)
-
-
-def parts(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """*items*, as many at a time as go into one transaction."""
-    iterator = iter(items)
-    while part := list(islice(iterator, PART)):
-        yield part
