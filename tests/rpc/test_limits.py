@@ -81,16 +81,24 @@ async def test_a_call_that_ends_without_a_request_is_malformed(api: Api) -> None
     assert isinstance(await refusal(end_of(call)), MalformedRequest)
 
 
-async def test_of_many_calls_without_a_request_the_oldest_give_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that is started after it: for four calls without a request, which time alone does not end."""
     monkeypatch.setattr(arrivals, "MAXIMUM_WAITING", 4)
     monkeypatch.setattr(arrivals, "SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals, "LONGEST_SECONDS", 3_600.0)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_of_many_calls_without_a_request_some_give_way_and_others_are_served(api: Api) -> None:
     calls = [half_open(api, GET_KEYS) for _ in range(12)]
     ends = [asyncio.ensure_future(end_of(call)) for call in calls]
     done, waiting = set[Any](), set(ends)
-    while len(done) < 8:
-        more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        done |= more
-        assert (await api.trust.GetKeys(trust_pb2.GetKeysRequest())).key_set.keys
+    async with asyncio.timeout(20):
+        while len(done) < 8:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+            assert (await api.trust.GetKeys(trust_pb2.GetKeysRequest())).key_set.keys
     for end in done:
         assert isinstance(await refusal(end), DeadlineExceeded)
     for call in calls:
@@ -98,19 +106,35 @@ async def test_of_many_calls_without_a_request_the_oldest_give_way(api: Api, mon
     await asyncio.gather(*ends, return_exceptions=True)
 
 
+class SlowCall:
+    """A call whose request comes when it may."""
+
+    def __init__(self) -> None:
+        self.may_come = asyncio.Event()
+
+    async def read(self) -> str:
+        await self.may_come.wait()
+        return "request"
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_those_give_way_that_have_waited_longest() -> None:
+    reader, call = arrivals.Arrivals(), SlowCall()
+    context: Any = call
+    reading = [asyncio.ensure_future(reader.first(context)) for _ in range(12)]
+    await until(lambda: sum(each.done() for each in reading) == 8)
+    assert all(isinstance(each.exception(), DeadlineExceeded) for each in reading[:8])
+    call.may_come.set()
+    assert await asyncio.gather(*reading[8:]) == ["request"] * 4
+
+
 async def test_of_a_burst_of_calls_none_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "MAXIMUM_WAITING", 4)
-    reader, come = arrivals.Arrivals(), asyncio.Event()
-
-    class Slow:
-        async def read(self) -> str:
-            await come.wait()
-            return "request"
-
-    context: Any = Slow()
+    reader, call = arrivals.Arrivals(), SlowCall()
+    context: Any = call
     reading = [asyncio.ensure_future(reader.first(context)) for _ in range(20)]
     await until(lambda: reader.waiting_count == 20)
-    come.set()
+    call.may_come.set()
     assert await asyncio.gather(*reading) == ["request"] * 20
     assert reader.waiting_count == 0
 
