@@ -323,8 +323,15 @@ async def test_those_who_end_at_the_same_moment_pass_the_limit_by_no_more_than_t
     await add_key(replicas[0])
     carol = await create_user(replicas[0])
     await fill(replicas[0], carol, ENTRIES_OF_AN_ACCOUNT - 1)
-    sessions = [await log_in(replicas[0], carol) for _ in range(AT_ONCE)]
-    await asyncio.gather(*(WAYS["revoke"](random.choice(replicas), session) for session in sessions))
+    sessions: list[GrantSnapshot] = []
+
+    async def end_one_after_another() -> None:
+        for _ in range(4):
+            session = await log_in(random.choice(replicas), carol)
+            await WAYS["revoke"](random.choice(replicas), session)
+            sessions.append(session)
+
+    await asyncio.gather(*(end_one_after_another() for _ in range(AT_ONCE)))
     count = await kinds(replicas[0])
     assert ENTRIES_OF_AN_ACCOUNT <= count[EntryKind.GRANT] < ENTRIES_OF_AN_ACCOUNT + AT_ONCE
     held = await held_by_a_peer(replicas[0])
