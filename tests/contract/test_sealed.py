@@ -80,6 +80,25 @@ async def test_replicas_that_start_at_once_have_the_same_secrets(
         await other.close()
 
 
+async def test_a_secret_that_a_later_version_brings_is_the_same_for_replicas_that_start_while_everything_is_sealed_anew(
+    stores: Stores, url: str, clock: FixedClock, master: MasterKey, path: Path
+) -> None:
+    before = await open_secrets(master, stores.sealed)
+    others = [await open_stores(url, clock) for _ in range(3)]
+    for number in range(2, 10):
+        assert execute(url, "DELETE FROM sealed_secrets WHERE label = 'request-ids'") == 1  # as if it were new
+        newer = add_number(path, number)
+        alike = [MasterKey(path, {0: bytes([each]) * 32, number: bytes([number]) * 32}) for each in range(3)]
+        starts = (open_secrets(each, other.sealed) for each, other in zip(alike, others, strict=True))
+        _, *opened = await asyncio.gather(reseal(stores, newer), *starts)
+        held = await open_secrets(newer, stores.sealed)
+        assert opened == [held] * 3
+        assert {**held, Label.REQUEST_IDS: b""} == {**before, Label.REQUEST_IDS: b""}
+        assert await stores.sealed.count() == {number: len(Label)}
+    for other in others:
+        await other.close()
+
+
 async def test_everything_moves_to_the_newest_key_at_once_and_stays_what_it_was(
     stores: Stores, master: MasterKey, path: Path
 ) -> None:

@@ -84,12 +84,12 @@ _VALUES = {
 
 
 def _held_values(connection: Connection) -> list[tuple[str, str, bytes]]:
-    """Column, name and sealed value of each; their rows are held until the transaction ends.
+    """Column, name and sealed value of each; nobody else changes one until the transaction ends.
 
-    Lasting secrets are added at the first start alone, and never changed by anybody else.
+    A lasting secret changes here alone. The first start of a version that knows another one adds it, maybe meanwhile:
+    sealed under the newest key of the file, as everything is to be.
     """
     hold_signing_keys(connection)
-    connection.execute(_VALUES[_SECRET].with_for_update())
     return [(column, name, sealed) for column, query in _VALUES.items() for name, sealed in connection.execute(query)]
 
 
