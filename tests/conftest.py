@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # tests start processes 
 
 if TYPE_CHECKING:  # the tests of the client library run where no server is installed, too
     from identity.config import Settings
+    from tests.clients.fake_identity import FakeIdentity
     from tests.postgres_server import Databases
     from tests.rpc.api import Api, MakeSettings
 
@@ -37,6 +38,17 @@ def clock() -> FixedClock:
 @pytest.fixture
 def issuer(clock: FixedClock) -> Issuer:
     return Issuer(clock)
+
+
+@pytest.fixture
+async def fake(clock: FixedClock) -> AsyncIterator[FakeIdentity]:
+    """The service as peers see it, without a database: for tests of the client library."""
+    from tests.clients.fake_identity import FakeIdentity
+
+    service = FakeIdentity(clock)
+    await service.start()
+    yield service
+    await service.stop()
 
 
 @pytest.fixture(scope="session")

@@ -37,14 +37,6 @@ METHOD = f"/{SERVICE}/UnaryUnary"
 
 
 @pytest.fixture
-async def fake(clock: FixedClock) -> AsyncIterator[FakeIdentity]:
-    service = FakeIdentity(clock)
-    await service.start()
-    yield service
-    await service.stop()
-
-
-@pytest.fixture
 async def peer(fake: FakeIdentity, clock: FixedClock) -> AsyncIterator[Peer]:
     connection = Connection(fake.address, CLIENT_ID, CLIENT_SECRET)
     async with (

@@ -25,14 +25,6 @@ from tests.clients.issuer import FixedClock, Issuer, bearer, new_id
 from tests.clients.probe import RULES, Peer, until
 
 
-@pytest.fixture
-async def fake(clock: FixedClock) -> AsyncIterator[FakeIdentity]:
-    service = FakeIdentity(clock)
-    await service.start()
-    yield service
-    await service.stop()
-
-
 def connect(fake: FakeIdentity, clock: FixedClock, **changes: object) -> Identity:
     settings = {"address": fake.address, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET} | changes
     return Identity(Connection(**settings), clock=clock, start_timeout_seconds=10)  # type: ignore[arg-type]

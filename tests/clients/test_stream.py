@@ -64,14 +64,6 @@ def metrics() -> Counted:
 
 
 @pytest.fixture
-async def fake(clock: FixedClock) -> AsyncIterator[FakeIdentity]:
-    service = FakeIdentity(clock)
-    await service.start()
-    yield service
-    await service.stop()
-
-
-@pytest.fixture
 async def other(fake: FakeIdentity) -> AsyncIterator[FakeIdentity]:
     """A second replica of the service."""
     service = fake.replica()

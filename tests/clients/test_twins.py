@@ -29,14 +29,6 @@ from tests.clients.shapes import TABLE, ShapePeer, until
 GOOD: dict[str, Any] = {"scopes": ("read",)}
 
 
-@pytest.fixture
-async def fake(clock: FixedClock) -> AsyncIterator[FakeIdentity]:
-    service = FakeIdentity(clock)
-    await service.start()
-    yield service
-    await service.stop()
-
-
 def connection(fake: FakeIdentity, **changes: str) -> aio.Connection:
     settings = {"address": fake.address, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET} | changes
     return aio.Connection(**settings)  # type: ignore[arg-type]
