@@ -127,8 +127,8 @@ class Operations:
         metrics.hash_pending.set(house.pool.held)
         metrics.feed_version.set(house.hub.state.version)
         metrics.feed_age.set(house.hub.data_age)
-        metrics.heartbeat_age.set(house.hub.heartbeat_age)
-        metrics.subscribers.set(house.hub.subscriber_count)
+        metrics.heartbeat_age.set(house.hub.streams.heartbeat_age)
+        metrics.subscribers.set(len(house.hub.streams))
         metrics.revocations.set(house.hub.state.entry_count())
         if house.mirror is not None:
             metrics.mirror_follows(house.mirror.is_following)

@@ -164,7 +164,7 @@ class Server:
         self._readiness.is_serving = False
         await self._health.enter_graceful_shutdown()
         if self.house is not None:
-            self.house.hub.end_streams()  # else every peer's stream would hold the drain to its last second
+            self.house.hub.streams.end()  # else every peer's stream would hold the drain to its last second
             self.house.audit.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(grace_seconds)

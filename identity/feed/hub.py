@@ -1,9 +1,7 @@
 """The trust state on its way out: one copy for this replica's own guard, and the same bytes for every stream.
 
 One task reads the feed from SQL, when the doorbell rings and at least four times a second, applies it to the state and
-hands each stream the change, serialised once. Each second it sends a heartbeat that lets receivers prove that they
-missed nothing. A stream that does not keep up is cut: its peer comes back and resumes. One that cannot be resumed gets
-a snapshot, a few streams at a time, and then what changed since; those that wait get a sign of life each second.
+gives it to the streams (see streams.Streams).
 
 Keys ride the same streams. The set is read twice a second, whenever this replica has changed it, and before anybody is
 told of a revoked key.
@@ -19,10 +17,7 @@ from collections.abc import Awaitable, Callable
 
 from identity.domain.ports import RevocationStore
 from identity.feed import events
-from identity.feed.log import Log
-from identity.feed.snapshots import Snapshots
-from identity.feed.subscription import Subscription
-from identity.feed.turns import Peer, Turns
+from identity.feed.streams import Streams
 from identity.v1 import trust_pb2
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown
@@ -39,11 +34,8 @@ RENEWAL_SECONDS = 60.0
 
 KEYS_SECONDS = 0.5
 """How often the keys and the epoch are read: what another replica changes is known here within a second."""
-HEARTBEAT_SECONDS = 1.0
 PUBLISH_WAIT_SECONDS = 1.0
 COALESCE_SECONDS = 0.002
-STALL_SECONDS = 10.0
-"""A stream that takes nothing of its snapshot for so long gives its turn to another."""
 
 _READ_LIMIT = events.PART_ENTRIES
 
@@ -53,7 +45,7 @@ ReadKeys = Callable[[], Awaitable[list[PublicKey]]]
 
 
 class Hub:
-    """Reads the feed, keeps the trust state, serves the streams. Lives on one event loop."""
+    """Reads the feed, keeps the trust state, feeds the streams. Lives on one event loop."""
 
     def __init__(
         self,
@@ -64,6 +56,7 @@ class Hub:
     ) -> None:
         """*renew_epoch* begins a new epoch after the one given. Raises DependencyDown."""
         self.state = state
+        self.streams = Streams(self, state, clock)
         self._renew_epoch = renew_epoch
         self._renewed_at = -math.inf
         self._store = store
@@ -71,54 +64,32 @@ class Hub:
         self._issuer = ""
         self._doorbell = asyncio.Event()
         self._advanced = asyncio.Condition()
-        self._subscriptions: set[Subscription] = set()
-        self._openings: dict[Subscription, asyncio.Task[None]] = {}
-        self._turns = Turns()
-        self._recent = Log()
-        self._snapshots = Snapshots(state, self._recent, clock)
         self._read_keys: ReadKeys
-        self._keys_event = b""
         self._keys_turn = asyncio.Lock()
         self._looked_at = -math.inf
-        self._read_time = self._beat_time = -math.inf
-        self._is_ending = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._read_time = -math.inf
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self, issuer: str, read_keys: ReadKeys) -> None:
         """Load keys and revocations, then follow. Raises DependencyDown."""
         self._issuer, self._read_keys = issuer, read_keys
         await self._load_keys()
         await self._load()
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._beat())]
+        self._following = asyncio.create_task(self._follow())
+        self.streams.start()
 
     @property
     def data_age(self) -> float:
         """Seconds since the feed was read; infinite before it ever was."""
         return self._clock.monotonic() - self._read_time
 
-    @property
-    def heartbeat_age(self) -> float:
-        """Seconds since the streams had their last heartbeat."""
-        return self._clock.monotonic() - self._beat_time
-
-    @property
-    def subscriber_count(self) -> int:
-        """How many streams are open."""
-        return len(self._subscriptions)
-
-    def end_streams(self) -> None:
-        """End every stream, and refuse new ones: the service is about to stop, and its peers come back elsewhere."""
-        self._is_ending = True
-        self._cut_streams()
-
     async def stop(self) -> None:
         """End the tasks; streams end with their RPCs."""
-        tasks = [*self._tasks, *self._openings.values()]
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
+        if self._following is not None:
+            self._following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await task
+                await self._following
+        await self.streams.stop()
 
     def ring(self) -> None:
         """The doorbell: something was committed."""
@@ -132,6 +103,18 @@ class Hub:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_WAIT_SECONDS), self._advanced:
                 await self._advanced.wait_for(lambda: self.state.version >= version)
+
+    async def catch_up(self, version: int) -> None:
+        """A peer comes from another replica, which has read more than we have: read on before it is sent anything.
+
+        Raises DependencyDown where we cannot read: an older snapshot would revive what the peer knows to be revoked.
+        """
+        await self.published(version)
+        if version > self.state.version:
+            if self.data_age > PUBLISH_WAIT_SECONDS:
+                raise DependencyDown
+            _log.error("a peer holds version %d, the feed ends at %d", version, self.state.version)
+            await self.set_back()
 
     async def keys_changed(self) -> None:
         """Return once the committed set of keys is in force here (see domain.feed.Feed)."""
@@ -153,27 +136,6 @@ class Hub:
             self._looked_at = -math.inf
             self.ring()
 
-    def subscribe(self, epoch: str, version: int, peer: Peer) -> Subscription:
-        """A stream that starts from what *peer* holds, or from a snapshot. Raises DependencyDown while stopping."""
-        if self._is_ending:
-            raise DependencyDown("The service is stopping: open the stream again.")
-        subscription = Subscription([self._keys_event])
-        self._subscriptions.add(subscription)
-        if epoch == self.state.epoch and self._recent.holds_since(version):
-            self._join(subscription, version)
-        else:
-            opening = asyncio.create_task(self._open(subscription, epoch, version, peer))
-            self._openings[subscription] = opening
-            opening.add_done_callback(lambda _: self._openings.pop(subscription, None))
-        return subscription
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Forget a stream."""
-        self._subscriptions.discard(subscription)
-        opening = self._openings.get(subscription)
-        if opening is not None:
-            opening.cancel()
-
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
@@ -186,8 +148,7 @@ class Hub:
             await asyncio.sleep(0)  # a million entries take a second: in between, others have their turn
         if self.state.is_arriving:
             self.state.swap()
-        self._recent.start(version)
-        self._cut_streams()
+        self.streams.begin_anew(version)
         self._note_read(read_time)
 
     async def _follow(self) -> None:
@@ -237,9 +198,7 @@ class Hub:
             if self.state.revision == revision:
                 return
             event = trust_pb2.WatchTrustResponse(keys=wire.key_set_message(self._issuer, keys))
-            self._keys_event = event.SerializeToString()
-            for subscription in self._subscriptions:
-                subscription.put(self._keys_event)
+            self.streams.tell_keys(event.SerializeToString())
 
     async def _read(self) -> int:
         read_time = self._clock.monotonic()
@@ -251,9 +210,7 @@ class Hub:
             # The key's successor comes first: from now on it signs here, and its tokens shall be known.
             await self.keys_changed()
         self.state.apply(changes[0][0], changes[-1][0], [entry for _, entry in changes])
-        self._recent.extend(changes)
-        for event in events.changes(changes):
-            self._send(event)
+        self.streams.tell_changes(changes)
         async with self._advanced:
             self._advanced.notify_all()
         return len(changes)
@@ -261,80 +218,3 @@ class Hub:
     def _note_read(self, read_time: float) -> None:
         self._read_time = read_time
         self.state.touch(self._clock.monotonic() - read_time)
-
-    # -- opening -----------------------------------------------------------------------------------------------
-
-    async def _open(self, subscription: Subscription, epoch: str, version: int, peer: Peer) -> None:
-        """Bring a stream to where it can follow: by a snapshot, in its turn, unless reading on is enough."""
-        try:
-            if epoch == self.state.epoch and version > self.state.version:
-                await self._catch_up(version)
-            if epoch != self.state.epoch or not self._recent.holds_since(version):
-                version = await self._transfer(subscription, peer)
-            self._join(subscription, version)
-        except DependencyDown:
-            subscription.cut()
-        except Exception:
-            _log.exception("a stream could not be opened")
-            subscription.cut()
-
-    async def _catch_up(self, version: int) -> None:
-        """A peer comes from another replica, which has read more than we have: read on before it is sent anything.
-
-        Raises DependencyDown where we cannot read: an older snapshot would revive what the peer knows to be revoked.
-        """
-        await self.published(version)
-        if version > self.state.version:
-            if self.data_age > PUBLISH_WAIT_SECONDS:
-                raise DependencyDown
-            _log.error("a peer holds version %d, the feed ends at %d", version, self.state.version)
-            await self.set_back()
-
-    async def _transfer(self, subscription: Subscription, peer: Peer) -> int:
-        """Send a snapshot; -> its version."""
-        async with self._turns.turn(peer):
-            snapshot = await self._snapshots.current()
-            subscription.extend(snapshot.events)
-            await subscription.drained(STALL_SECONDS)
-        return snapshot.version
-
-    def _join(self, subscription: Subscription, version: int) -> None:
-        """What changed since *version*, then everything as it comes: nothing can happen in between."""
-        if not self._recent.holds_since(version):  # changes came faster than the snapshot went
-            subscription.cut()
-            return
-        subscription.extend([*self._recent.events_since(version), self._heartbeat()])
-        subscription.is_live = True
-
-    # -- sending -----------------------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            self._send(self._heartbeat())
-            self._beat_time = self._clock.monotonic()
-            for subscription in self._subscriptions:
-                if not subscription.is_live and subscription.is_idle:
-                    subscription.put(events.SIGN_OF_LIFE)
-
-    def _send(self, event: bytes) -> None:
-        for subscription in self._subscriptions:
-            if subscription.is_live:
-                subscription.put(event)
-
-    def _cut_streams(self) -> None:
-        for subscription in self._subscriptions:
-            subscription.cut()
-
-    def _heartbeat(self) -> bytes:
-        now = self._clock.now()
-        # The clock may step back; what was forgotten stays forgotten.
-        self.state.expire(max(int(now), self.state.expired_through))
-        count, digest = self.state.digest()
-        heartbeat = trust_pb2.Heartbeat(
-            epoch=self.state.epoch, version=self.state.version, entry_count=count, digest=digest
-        )
-        heartbeat.server_time.FromMicroseconds(int(now * 1_000_000))
-        heartbeat.expired_through.FromSeconds(self.state.expired_through)
-        heartbeat.data_age.FromMicroseconds(int(self.data_age * 1_000_000))
-        return trust_pb2.WatchTrustResponse(heartbeat=heartbeat).SerializeToString()

@@ -35,14 +35,14 @@ class TrustServicer:
     async def WatchTrust(self, request: trust_pb2.WatchTrustRequest, context: _Context) -> AsyncIterator[bytes]:
         if request.version < 0 or len(request.epoch) > 64:
             raise InvalidRequest("give epoch and version as the last heartbeat said them, or neither", "version")
-        subscription = self._hub.subscribe(
+        subscription = self._hub.streams.subscribe(
             request.epoch, request.version, Peer(current_principal().grant_id, context.peer())
         )
         try:
             while True:
                 yield await subscription.next()
         finally:
-            self._hub.unsubscribe(subscription)
+            self._hub.streams.unsubscribe(subscription)
 
     async def CheckRevocation(
         self, request: trust_pb2.CheckRevocationRequest, _: _Context

@@ -50,7 +50,7 @@ def _figures(house: House) -> dict[str, int]:
         "blocks": sys.getallocatedblocks(),
         "tasks": len(asyncio.all_tasks()),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "streams": house.hub.subscriber_count,
+        "streams": len(house.hub.streams),
     }
 
 

@@ -227,7 +227,7 @@ class Ends(TrustMetrics):
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("identity.feed.hub.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("identity.feed.streams.HEARTBEAT_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("quick_beats")
@@ -241,7 +241,7 @@ async def test_a_peer_waits_for_its_turn_longer_than_it_would_bear_silence(
     identity = aio.Identity(aio.Connection(api.address, "orders", service.client_secret), metrics=ends)
     async with AsyncExitStack() as turns:
         for number in range(feed_turns.TURNS):
-            await turns.enter_async_context(hub._turns.turn(feed_turns.Peer(f"grant {number}", "elsewhere")))
+            await turns.enter_async_context(hub.streams._turns.turn(feed_turns.Peer(f"grant {number}", "elsewhere")))
         entering = asyncio.ensure_future(identity.__aenter__())
         await asyncio.sleep(1.5)  # three times the silence it would bear
         assert not entering.done()

@@ -205,7 +205,7 @@ async def test_a_channel_calls_on_without_the_service_and_after_it_without_a_fai
 async def test_a_replica_whose_sql_hangs_counts_as_stale_though_its_heartbeats_come(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("identity.feed.hub.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("identity.feed.streams.HEARTBEAT_SECONDS", 0.05)
     assert api.server.house is not None
     hub = api.server.house.hub
     await api.create_user("carol")

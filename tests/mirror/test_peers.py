@@ -109,7 +109,7 @@ async def test_what_is_taken_back_is_refused(
 
 async def test_no_stream_is_followed(mirrored: Mirrored, orders: Peer) -> None:
     assert mirrored.api.server.house is not None
-    assert not mirrored.api.server.house.hub._subscriptions
+    assert not mirrored.api.server.house.hub.streams._subscriptions
     assert orders.identity.is_ready
     assert not orders.identity.trust.is_ready  # it holds the keys alone
 

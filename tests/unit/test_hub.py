@@ -13,6 +13,7 @@ import pytest
 from identity.feed import events
 from identity.feed import hub as hub_module
 from identity.feed import log as log_module
+from identity.feed import streams as streams_module
 from identity.feed import subscription as subscription_module
 from identity.feed.hub import Hub
 from identity.feed.log import Log
@@ -107,12 +108,12 @@ async def replayed(
         peer.set_keys(hub.state.issuer, hub.state.keys)
         peer.begin_snapshot(epoch, version, version)
         peer.add_snapshot(held)
-    subscription, transit = hub.subscribe(epoch, version, PEER), wire.Transit(clock)
+    subscription, transit = hub.streams.subscribe(epoch, version, PEER), wire.Transit(clock)
     while not kinds or kinds[-1] != "heartbeat":
         message = WatchTrustResponse.FromString(await subscription.next())
         kinds.append(str(message.WhichOneof("event")))
         wire.apply_event(peer, message, transit)
-    hub.unsubscribe(subscription)
+    hub.streams.unsubscribe(subscription)
     return peer, [kind for kind in kinds if kind != SIGN_OF_LIFE]
 
 
@@ -154,7 +155,7 @@ async def test_a_peer_that_was_away_gets_only_what_it_missed(hub: Hub, feed: Fee
 async def test_a_resume_point_that_is_not_held_gets_a_snapshot(hub: Hub, feed: Feed, epoch: str, version: int) -> None:
     feed.append(10)
     await hub.published(10)
-    subscription = hub.subscribe(epoch, version, PEER)
+    subscription = hub.streams.subscribe(epoch, version, PEER)
     assert await kinds_of(subscription, 2) == ["keys", "snapshot_start"]
 
 
@@ -165,10 +166,10 @@ async def test_a_resume_point_beyond_the_feed_begins_a_new_epoch_and_the_next_on
     monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.02)
     feed.append(10)
     await hub.published(10)
-    first = hub.subscribe("epoch", 11, PEER)
+    first = hub.streams.subscribe("epoch", 11, PEER)
     await until(lambda: first.is_cut)
     await until(lambda: hub.state.epoch == "after epoch")
-    second = hub.subscribe("after epoch", 11, PEER)
+    second = hub.streams.subscribe("after epoch", 11, PEER)
     assert await kinds_of(second, 2) == ["keys", "snapshot_start"]
     assert feed.epoch == "after epoch"
 
@@ -177,7 +178,7 @@ async def test_a_resume_point_beyond_the_feed_begins_a_new_epoch_and_the_next_on
 async def test_a_changed_set_of_keys_goes_to_every_stream_once_and_a_read_that_fails_keeps_the_old_one(
     hub: Hub, feed: Feed, clock: FixedClock
 ) -> None:
-    subscription = hub.subscribe("", 0, PEER)
+    subscription = hub.streams.subscribe("", 0, PEER)
     await kinds_of(subscription, 3)
     first = feed.keys
     feed.keys = [*first, Issuer(clock).public_key]
@@ -198,7 +199,7 @@ async def test_the_successor_of_a_revoked_key_is_told_before_the_revocation(
 ) -> None:
     monkeypatch.setattr(hub_module, "KEYS_SECONDS", float("inf"))
     hub._looked_at = 0.0
-    subscription = hub.subscribe("", 0, PEER)
+    subscription = hub.streams.subscribe("", 0, PEER)
     await kinds_of(subscription, 3)
     [revoked] = feed.keys
     feed.keys = [Issuer(clock).public_key]
@@ -237,7 +238,7 @@ async def test_a_long_opening_alone_cuts_no_stream(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(streams_module, "HEARTBEAT_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("quick_beats")
@@ -246,7 +247,7 @@ async def test_four_streams_are_sent_a_snapshot_at_a_time_and_the_others_get_sig
 ) -> None:
     feed.append(6_000)
     async with running(feed, clock) as hub:
-        streams = [hub.subscribe("", 0, peer_of(number)) for number in range(6)]
+        streams = [hub.streams.subscribe("", 0, peer_of(number)) for number in range(6)]
         for stream in streams:
             assert await kinds_of(stream, 1) == ["keys"]
         await until(lambda: sum(len(queued(stream)) >= 4 for stream in streams) == 4)
@@ -264,7 +265,7 @@ async def test_all_streams_share_the_bytes_of_one_snapshot_until_it_is_too_old(
 ) -> None:
     feed.append(3_000)
     await hub.published(3_000)
-    first, second = hub.subscribe("", 0, PEER), hub.subscribe("", 0, PEER)
+    first, second = hub.streams.subscribe("", 0, PEER), hub.streams.subscribe("", 0, PEER)
     await until(lambda: len(queued(first)) == len(queued(second)) == 4)
     assert all(one is other for one, other in zip(queued(first), queued(second), strict=True))
     feed.append(10)
@@ -281,7 +282,7 @@ async def test_what_is_revoked_while_a_snapshot_is_built_and_sent_comes_after_it
     feed.append(20_000)
     await hub.published(20_000)
     peer, transit, kinds = TrustState(clock), wire.Transit(clock), list[str]()
-    subscription = hub.subscribe("", 0, PEER)
+    subscription = hub.streams.subscribe("", 0, PEER)
     while "heartbeat" not in kinds:
         message = WatchTrustResponse.FromString(await subscription.next())
         kinds.append(str(message.WhichOneof("event")))
@@ -296,10 +297,10 @@ async def test_what_is_revoked_while_a_snapshot_is_built_and_sent_comes_after_it
 async def test_a_stream_that_takes_nothing_of_its_snapshot_gives_its_turn_to_another(
     feed: Feed, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(streams_module, "STALL_SECONDS", 0.05)
     feed.append(10)
     async with running(feed, clock) as hub:
-        stuck = [hub.subscribe("", 0, peer_of(number)) for number in range(4)]
+        stuck = [hub.streams.subscribe("", 0, peer_of(number)) for number in range(4)]
         await until(lambda: all(len(queued(stream)) == 3 for stream in stuck))
         _, kinds = await replayed(hub, clock)
         assert kinds == ["keys", "snapshot_start", "snapshot_part", "heartbeat"]
@@ -311,18 +312,18 @@ async def test_a_stream_that_takes_nothing_of_its_snapshot_gives_its_turn_to_ano
 async def test_a_stream_that_ends_while_it_waits_leaves_its_place(feed: Feed, clock: FixedClock) -> None:
     feed.append(10)
     async with running(feed, clock) as hub:
-        streams = [hub.subscribe("", 0, peer_of(number)) for number in range(50)]
+        streams = [hub.streams.subscribe("", 0, peer_of(number)) for number in range(50)]
         await until(lambda: sum(len(queued(stream)) == 3 for stream in streams) == 4)
         for stream in streams:
-            hub.unsubscribe(stream)
-        await until(lambda: not hub._openings)
+            hub.streams.unsubscribe(stream)
+        await until(lambda: not hub.streams._openings)
         assert (await replayed(hub, clock))[0].version == 10
 
 
 async def test_building_a_snapshot_lets_others_have_their_turn(hub: Hub, feed: Feed) -> None:
     feed.append(25_000)
     await hub.published(25_000)
-    building, turns = asyncio.ensure_future(hub._snapshots.current()), 0
+    building, turns = asyncio.ensure_future(hub.streams._snapshots.current()), 0
     while not building.done():
         await asyncio.sleep(0)
         turns += 1
@@ -332,8 +333,8 @@ async def test_building_a_snapshot_lets_others_have_their_turn(hub: Hub, feed: F
 async def test_a_change_that_is_faster_than_the_snapshot_cuts_the_stream(
     hub: Hub, feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hub._recent, "_changes", deque(maxlen=5))
-    subscription = hub.subscribe("", 0, PEER)
+    monkeypatch.setattr(hub.streams._recent, "_changes", deque(maxlen=5))
+    subscription = hub.streams.subscribe("", 0, PEER)
     await until(lambda: len(queued(subscription)) == 2)
     feed.append(6)
     await hub.published(6)
@@ -351,7 +352,7 @@ async def test_a_peer_that_knows_more_than_this_replica_makes_it_read_on(
     feed.append(10)
     await hub.published(10)
     feed.append(5)  # another replica has read these already
-    assert await kinds_of(hub.subscribe("epoch", 12, PEER), 3) == ["keys", "changes", "heartbeat"]
+    assert await kinds_of(hub.streams.subscribe("epoch", 12, PEER), 3) == ["keys", "changes", "heartbeat"]
     assert hub.state.version == 15
 
 
@@ -361,7 +362,7 @@ async def test_a_replica_that_cannot_read_sends_no_older_snapshot_to_a_peer_that
     monkeypatch.setattr(hub_module, "PUBLISH_WAIT_SECONDS", 0.05)
     feed.is_down = True
     clock.advance(2)
-    subscription = hub.subscribe("epoch", 7, PEER)
+    subscription = hub.streams.subscribe("epoch", 7, PEER)
     with pytest.raises(DependencyDown):
         await kinds_of(subscription, 2)
 
@@ -371,7 +372,7 @@ async def test_a_gap_in_the_feed_loads_everything_anew_and_cuts_the_streams(
 ) -> None:
     feed.append(10)
     await hub.published(10)
-    subscription = hub.subscribe("epoch", 10, PEER)
+    subscription = hub.streams.subscribe("epoch", 10, PEER)
     feed.hidden = 3
     feed.append(6)
     hub.ring()
