@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Delete, Table, bindparam, delete, func, literal, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Table,
+    bindparam,
+    delete,
+    false,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    union_all,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from identity.domain.throttle import Attempt, Bucket, Counter, Reservation, admit
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, is_postgres
 from identity.storage.tables import known_places, throttle_buckets
+from identity_client.errors import Throttled
 
 KNOWN_SECONDS = 30 * 86_400
 """How long a place stays known after a log-in."""
@@ -24,6 +39,10 @@ fill the disk. It takes a failed log-in for 50,000 names within a quarter of an 
 
 COARSE_BYTES = 3
 """Of a coarse key: what is counted, and 16 bits of whose."""
+
+LOOKED_AT = 1_000
+"""So many attempts are looked at before they are counted, from the last one that was refused: while somebody guesses,
+what is refused does not take the write lock. In peace the look would cost every log-in a transaction more."""
 
 _COUNT_SECONDS = 10.0
 _REMOVED_AT_ONCE = 4  # an attempt adds two rows at most: the table shrinks while it is used
@@ -39,36 +58,40 @@ class Known:
 
 
 class SqlThrottleStore:
-    """See domain.ports.ThrottleStore. An attempt that is refused does not take the write lock."""
+    """See domain.ports.ThrottleStore."""
 
     def __init__(self, access: Access, row_limit: int = ROW_LIMIT) -> None:
         self._access = access
         self._row_limit = row_limit
         self._is_crowded = False
         self._counted_time = 0.0
+        self._to_be_looked_at = LOOKED_AT
 
     async def reserve(self, attempt: Attempt) -> Reservation:
         def look(connection: Connection, moment: Moment) -> None:
-            self._note_crowd(connection, moment)
             admit(self._find(connection, attempt, moment), moment.now_ms)
 
         def count(connection: Connection, moment: Moment) -> Reservation:
             _hold(connection, attempt.name, attempt.origin, attempt.place)
             counted = admit(self._find(connection, attempt, moment), moment.now_ms)
-            for counter, bucket in counted:
-                _put(connection, counter, bucket)
+            _put(connection, {counter.key: bucket for counter, bucket in counted})
             remove_expired(connection, _REMOVED_AT_ONCE, moment)
             return Reservation(attempt, tuple((counter, bucket.next_ms) for counter, bucket in counted))
 
-        await self._access.read(look)
-        return await self._access.write(count)
+        try:
+            if self._to_be_looked_at:
+                self._to_be_looked_at -= 1
+                await self._access.read(look)
+            return await self._access.write(count)
+        except Throttled:
+            self._to_be_looked_at = LOOKED_AT
+            raise
 
     async def succeeded(self, reservation: Reservation) -> None:
         place = reservation.attempt.place.key
 
         def work(connection: Connection, moment: Moment) -> None:
             _give_back(connection, reservation, moment)
-            connection.execute(_DROP, {"dropped": place})
             known = {"key": place, "expire_time": moment.now + KNOWN_SECONDS}
             connection.execute(_put_into(known_places, is_postgres(connection)), known)
 
@@ -84,6 +107,7 @@ class SqlThrottleStore:
             await self._access.write(partial(_note, failures=failures[start : start + _NOTED_AT_ONCE]))
 
     def _find(self, connection: Connection, attempt: Attempt, moment: Moment) -> list[tuple[Counter, Bucket]]:
+        self._note_crowd(connection, moment)
         known = _known(connection, attempt, moment)
         buckets = known.buckets
         counters = (
@@ -120,8 +144,10 @@ def _removal(table: Table, end: ColumnElement[int]) -> Delete:
 
 def _known(connection: Connection, attempt: Attempt, moment: Moment) -> Known:
     keys = [attempt.name.key, attempt.origin.key, attempt.place.key]
-    buckets = _buckets(connection, [*keys, *(key[:COARSE_BYTES] for key in keys)])
-    return Known(_is_known(connection, attempt.place, moment), buckets)
+    keys += [key[:COARSE_BYTES] for key in keys]
+    rows = connection.execute(_JUDGED_BY, {"keys": keys, "place": attempt.place.key, "now": moment.now}).all()
+    buckets = {row.key: Bucket(row.drained_ms, row.next_ms) for row in rows if not row.is_place}
+    return Known(len(buckets) < len(rows), buckets)
 
 
 def _note(connection: Connection, moment: Moment, failures: Sequence[tuple[Counter, int]]) -> None:
@@ -130,8 +156,7 @@ def _note(connection: Connection, moment: Moment, failures: Sequence[tuple[Count
     buckets = _buckets(connection, [counter.key for counter in counters])
     for counter, time_ms in failures:
         buckets[counter.key] = buckets.get(counter.key, Bucket()).counted(counter.limit, time_ms)
-    for counter in {counter.key: counter for counter in counters}.values():
-        _put(connection, counter, buckets[counter.key])
+    _put(connection, buckets)
     remove_expired(connection, _REMOVED_AT_ONCE * len(failures), moment)
 
 
@@ -140,13 +165,11 @@ def _buckets(connection: Connection, keys: list[bytes]) -> dict[bytes, Bucket]:
     return {row.key: Bucket(row.drained_ms, row.next_ms) for row in rows}
 
 
-def _is_known(connection: Connection, place: Counter, moment: Moment) -> bool:
-    return connection.execute(_KNOWN, {"place": place.key, "now": moment.now}).first() is not None
-
-
-def _put(connection: Connection, counter: Counter, bucket: Bucket) -> None:
-    row = {"key": counter.key, "drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms}
-    connection.execute(_put_into(throttle_buckets, is_postgres(connection)), row)
+def _put(connection: Connection, buckets: Mapping[bytes, Bucket]) -> None:
+    """Write them, by key."""
+    rows = [{"key": key, "drained_ms": bucket.drained_ms, "next_ms": bucket.next_ms} for key, bucket in buckets.items()]
+    if rows:
+        connection.execute(_put_into(throttle_buckets, is_postgres(connection)), rows)
 
 
 @cache
@@ -157,12 +180,13 @@ def _put_into(table: Table, is_for_postgres: bool) -> Any:
     return row.on_conflict_do_update(index_elements=["key"], set_=others)
 
 
-# Built once: to build a statement takes several times as long as to run it, and a log-in runs sixteen.
+# Built once: to build a statement takes several times as long as to run it.
 _BUCKETS = select(throttle_buckets).where(throttle_buckets.c.key.in_(bindparam("keys", expanding=True)))
-_KNOWN = select(known_places.c.key).where(
+_KNOWN = select(true().label("is_place"), known_places.c.key, known_places.c.expire_time, literal(0)).where(
     known_places.c.key == bindparam("place"), known_places.c.expire_time > bindparam("now")
 )
-_DROP = delete(throttle_buckets).where(throttle_buckets.c.key == bindparam("dropped"))
+_JUDGED_BY = union_all(_BUCKETS.with_only_columns(false().label("is_place"), *throttle_buckets.c), _KNOWN)
+_DROP = delete(throttle_buckets).where(throttle_buckets.c.key.in_(bindparam("keys", expanding=True)))
 _REMOVE_BUCKETS = _removal(throttle_buckets, throttle_buckets.c.drained_ms)
 _REMOVE_PLACES = _removal(known_places, known_places.c.expire_time)
 
@@ -170,22 +194,23 @@ _REMOVE_PLACES = _removal(known_places, known_places.c.expire_time)
 def _hold(connection: Connection, *counters: Counter) -> None:
     """Have nobody else count these until the transaction ends: a bucket that is not there yet has no row to lock."""
     if is_postgres(connection):
-        for number in sorted({int.from_bytes(counter.key[:COARSE_BYTES], "big") for counter in counters}):
-            connection.execute(_HOLD, {"number": number})
+        numbers = sorted({int.from_bytes(counter.key[:COARSE_BYTES], "big") for counter in counters})
+        connection.execute(_HOLD, {"numbers": numbers})
 
 
-_HOLD = text("SELECT pg_advisory_xact_lock(2, :number)")
+_HOLD = text("SELECT pg_advisory_xact_lock(2, number) FROM unnest(CAST(:numbers AS integer[])) AS number")
 
 
 def _give_back(connection: Connection, reservation: Reservation, moment: Moment) -> None:
-    _hold(connection, *(counter for counter, _ in reservation.counted))
-    buckets = _buckets(connection, [counter.key for counter, _ in reservation.counted])
-    for counter, next_ms in reservation.counted:
-        bucket = buckets.get(counter.key)
-        if bucket is None:
-            continue  # forgotten meanwhile
-        bucket = bucket.given_back(counter.limit, next_ms)
-        if bucket.drained_ms > moment.now_ms:
-            _put(connection, counter, bucket)
-        else:
-            connection.execute(_DROP, {"dropped": counter.key})
+    """Uncount it, and empty the bucket of its place."""
+    keys, kept = [counter.key for counter, _ in reservation.counted], {}
+    if keys:
+        _hold(connection, *(counter for counter, _ in reservation.counted))
+        buckets = _buckets(connection, keys)  # some may be forgotten meanwhile
+        for counter, next_ms in reservation.counted:
+            if counter.key in buckets:
+                kept[counter.key] = buckets[counter.key].given_back(counter.limit, next_ms)
+    place = reservation.attempt.place.key
+    kept = {key: bucket for key, bucket in kept.items() if bucket.drained_ms > moment.now_ms and key != place}
+    _put(connection, kept)
+    connection.execute(_DROP, {"keys": [key for key in {*keys, place} if key not in kept]})
