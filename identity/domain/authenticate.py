@@ -8,7 +8,9 @@ the origin alone, Throttled on the name and the origin.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from identity import failpoints
@@ -93,16 +95,16 @@ class Authenticator:
         """
         username = normalise_username(raw_username, "password.username")
         password = prepare_password(raw_password, "password.password")
-        record = await self._checked(username, password, "session.open", act)
-        try:
-            if record.password_change_required:
-                await self._accounts.note_challenge(record.account_id, act)
-                return ChangeRequired()
-            opening = await self._opening(record, record.credential_version, wanted)
-            await failpoints.reach("login.before_write")
-            snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
-        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
-            raise await self._refusals.noted(error, "session.open", username, act, record.account_id) from None
+        async with self._checked(username, password, "session.open", act) as record:
+            try:
+                if record.password_change_required:
+                    await self._accounts.note_challenge(record.account_id, act)
+                    return ChangeRequired()
+                opening = await self._opening(record, record.credential_version, wanted)
+                await failpoints.reach("login.before_write")
+                snapshot = await self._sessions.open(opening.session, self._admit(wanted), act)
+            except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+                raise await self._refusals.noted(error, "session.open", username, act, record.account_id) from None
         await self._renew_hash(record, password)
         return self._issue(opening, snapshot)
 
@@ -116,21 +118,25 @@ class Authenticator:
         username = normalise_username(raw_username, "username")
         password = prepare_password(raw_password, "current_password")
         new_password = check_new_password(raw_new_password, username, "new_password")
-        record = await self._checked(username, password, "password.change", act)
-        try:
-            if new_password == password:
-                raise InvalidRequest("the new password must differ from the current one", "new_password")
-            opening = await self._opening(record, record.credential_version + 1, wanted)
-            new_hash = await self._hasher.hash(new_password, unit_of(act.origin))
-            await failpoints.reach("change_password.before_write")
-            change = PasswordChange(record.account_id, record.credential_version, new_hash)
-            snapshot, version = await self._sessions.change_password(change, opening.session, self._admit(wanted), act)
-        except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
-            raise await self._refusals.noted(error, "password.change", username, act, record.account_id) from None
+        async with self._checked(username, password, "password.change", act) as record:
+            try:
+                if new_password == password:
+                    raise InvalidRequest("the new password must differ from the current one", "new_password")
+                opening = await self._opening(record, record.credential_version + 1, wanted)
+                new_hash = await self._hasher.hash(new_password, unit_of(act.origin))
+                await failpoints.reach("change_password.before_write")
+                change = PasswordChange(record.account_id, record.credential_version, new_hash)
+                snapshot, version = await self._sessions.change_password(
+                    change, opening.session, self._admit(wanted), act
+                )
+            except (BadCredentials, InvalidRequest, TokenTooLarge) as error:
+                raise await self._refusals.noted(error, "password.change", username, act, record.account_id) from None
         await self._feed.published(version)
         return self._issue(opening, snapshot)
 
-    async def _checked(self, username: str, password: bytes, action: str, act: Act) -> PasswordRecord:
+    @contextlib.asynccontextmanager
+    async def _checked(self, username: str, password: bytes, action: str, act: Act) -> AsyncIterator[PasswordRecord]:
+        """Check the password; while the body acts on that, the attempt is uncounted: both can share a transaction."""
         with self._hasher.hold(unit_of(act.origin)) as place:  # first: a flood must cost us nothing but its refusal
             reservation = await self._reserved(username, action, act)
             record = await self._accounts.find_password(username)
@@ -140,8 +146,11 @@ class Authenticator:
         if not matches or not record.is_enabled:
             cause = Cause.ACCOUNT_DISABLED if matches else Cause.PASSWORD_WRONG
             raise await self._refusals.noted(Rejected(cause), action, username, act, record.account_id)
-        await self._throttle.succeeded(reservation)
-        return record
+        uncounting = asyncio.create_task(self._throttle.succeeded(reservation))
+        try:
+            yield record
+        finally:
+            await uncounting
 
     async def _reserved(self, username: str, action: str, act: Act) -> Reservation:
         try:
