@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ from identity.storage.database import Stores, open_stores
 from identity.storage.redis import throttle as redis_throttle
 from identity.storage.redis.client import open_client
 from identity.storage.redis.throttle import RedisThrottleStore
+from identity.storage.sql import throttle as sql_throttle
 from identity.storage.sql.throttle import KNOWN_SECONDS, ROW_LIMIT, SqlThrottleStore
 from identity_client.errors import Throttled
 from tests.clients.issuer import FixedClock
@@ -162,6 +164,34 @@ async def test_a_refused_attempt_counts_nowhere(throttle: ThrottleStore) -> None
     await guesses(throttle, 500)
     others = [len(await guesses(throttle, 1, attempt(f"name-{number}"))) for number in range(100)]
     assert sum(others) == 90
+
+
+async def test_an_attempt_is_one_transaction_but_while_somebody_guesses_what_is_refused_takes_no_write_lock(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_throttle, "LOOKED_AT", 5)
+    access, taken = stores.throttle._access, Counted()
+    monkeypatch.setattr(access, "read", taken.counting("read", access.read))
+    monkeypatch.setattr(access, "write", taken.counting("write", access.write))
+    store = SqlThrottleStore(access)
+    assert len(await guesses(store, 10)) == 10
+    assert taken == {"read": 5, "write": 10}
+    await guesses(store, 500)
+    assert taken == {"read": 504, "write": 11}
+    for number in range(20):
+        await guesses(store, 1, attempt(f"name-{number}"))
+    assert taken == {"read": 509, "write": 31}
+
+
+class Counted(collections.Counter[str]):
+    """How often each was called."""
+
+    def counting(self, name: str, function: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def call(*arguments: object, **named: object) -> object:
+            self[name] += 1
+            return await function(*arguments, **named)
+
+        return call
 
 
 async def test_counts_survive_a_restart(counters: Counters) -> None:

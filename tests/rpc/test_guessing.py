@@ -18,7 +18,7 @@ from identity.domain.throttle import Reservation
 from identity.server import Server
 from identity.v1 import account_pb2, authentication_pb2, role_pb2, token_pb2
 from identity_client import status
-from identity_client.errors import BadCredentials, Overloaded, Throttled
+from identity_client.errors import BadCredentials, DependencyDown, Overloaded, Throttled, UnknownAudience
 from tests.rpc.api import USER_PASSWORD, Api, MakeSettings, Metadata, MovableClock, bearer, prepare
 from tests.rpc.refusals import refusal, refused
 
@@ -166,6 +166,22 @@ async def test_right_passwords_are_not_counted(api: Api, front_end: FrontEnd) ->
             assert (await front_end.log_in(place, "carol")).session_id
     for number in range(15):
         assert (await front_end.log_in(f"203.0.113.{number}", "carol")).session_id
+
+
+async def test_a_right_password_is_not_counted_whatever_becomes_of_the_log_in(api: Api) -> None:
+    refusals = [type(await refusal(api.login("carol", audience="nowhere"))) for _ in range(15)]
+    assert refusals == [UnknownAudience] * 15
+
+
+async def test_a_log_in_is_not_answered_before_its_attempt_is_uncounted(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise DependencyDown
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throttle, "succeeded", fail)
+        assert isinstance(await refusal(api.login("carol")), DependencyDown)
 
 
 async def test_while_a_name_is_throttled_its_sessions_refresh_and_usual_place_go_on(
