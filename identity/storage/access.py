@@ -23,7 +23,7 @@ class Access(Protocol):
         """Run *work* on one instant of the database. *is_long*: it may take some seconds."""
 
     async def look_up(self, work: Work[T]) -> T:
-        """The same for *work* of a single statement, which sees one instant by itself."""
+        """The same for *work* of a single statement, which sees one instant by itself, and is built only once."""
 
     async def write(self, work: Work[T], *, is_long: bool = False) -> T:
         """Run *work* in a transaction; return once it is durable. A caller that stops waiting does not stop it.
@@ -32,6 +32,14 @@ class Access(Protocol):
         SQLite runs one at a time. PostgreSQL runs several, so what a piece of work decides by must be held: see
         sql.rows.hold_grant, hold_account and take_turn, and sql.issuing.note_use, which confirms what was read. Rows
         are held in the order accounts, grants, feed head.
+        """
+
+    async def issue(self, work: Work[T]) -> T:
+        """The same for *work* that reads what it decides by and holds none of it, and as the last thing confirms and
+        writes all of it by sql.issuing.note_use: on PostgreSQL that needs no transaction.
+
+        Each statement runs by itself then; whatever else is to be written calls for a transaction in time
+        (sql.common.need_transaction), and *work* begins again in one.
         """
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:

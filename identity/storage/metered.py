@@ -29,6 +29,9 @@ class MeteredAccess:
     async def write(self, work: Work[T], *, is_long: bool = False) -> T:
         return await self._measured("write", self._access.write(work, is_long=is_long))
 
+    async def issue(self, work: Work[T]) -> T:
+        return await self._measured("write", self._access.issue(work))
+
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._access.set_doorbell(ring)
 

@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from identity.config import ConfigurationError
 from identity.storage.access import Work
+from identity.storage.direct import run_direct
 from identity.storage.durability import SYNCHRONOUS_COMMIT, read_durability
 from identity.storage.schema import REVISION, find_revision, migrate
-from identity.storage.sql.common import CHANNEL, PUBLISHED, Moment
+from identity.storage.sql.common import CHANNEL, PUBLISHED, Moment, NeedsTransaction
 from identity_client.clock import Clock
 from identity_client.errors import DependencyDown, Overloaded
 
@@ -95,24 +96,28 @@ class PostgresAccess:
         return await self._run(self._reading, attempt, is_long=is_long)
 
     async def look_up(self, work: Work[T]) -> T:
-        async def attempt() -> T:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                return await connection.run_sync(self._timed(work))
-
-        return await self._run(self._reading, attempt)
+        return await self._run(self._reading, lambda: run_direct(self._engine, self._timed(work)))
 
     async def write(self, work: Work[T], *, is_long: bool = False) -> T:
-        async def attempt() -> T:
-            async with self._engine.begin() as connection:
-                connection.info.pop(PUBLISHED, None)
-                result = await connection.run_sync(self._timed(work))
-                has_published = PUBLISHED in connection.info
-            if has_published:
-                self._ring()  # others hear it by PostgreSQL
-            return result
+        return await self._run(self._writing, lambda: self._in_transaction(work), is_long=is_long)
 
-        return await self._run(self._writing, attempt, is_long=is_long)
+    async def issue(self, work: Work[T]) -> T:
+        async def attempt() -> T:
+            try:
+                return await run_direct(self._engine, self._timed(work))
+            except NeedsTransaction:
+                return await self._in_transaction(work)
+
+        return await self._run(self._writing, attempt)
+
+    async def _in_transaction(self, work: Work[T]) -> T:
+        async with self._engine.begin() as connection:
+            connection.info.pop(PUBLISHED, None)
+            result = await connection.run_sync(self._timed(work))
+            has_published = PUBLISHED in connection.info
+        if has_published:
+            self._ring()  # others hear it by PostgreSQL
+        return result
 
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._ring = ring
@@ -242,7 +247,11 @@ def _engine(url: str, connections: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def wait_for_the_disk(connection: Any, _: object) -> None:
-        connection.run_async(lambda driver: driver.execute(SYNCHRONOUS_COMMIT))
+        try:
+            connection.run_async(lambda driver: driver.execute(SYNCHRONOUS_COMMIT))
+        except BaseException:
+            connection.driver_connection.terminate()  # the pool forgets it, and would leave it open
+            raise
 
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, *_: object) -> None:
@@ -266,10 +275,10 @@ async def _attempt_again(attempt: Callable[[], Awaitable[T]]) -> T:
     for left in reversed(range(_ATTEMPTS)):
         try:
             return await attempt()
-        except DBAPIError as error:
-            if left and getattr(error.orig, "sqlstate", None) in _GIVE_WAY:
+        except (DBAPIError, asyncpg.PostgresError) as error:
+            if left and getattr(getattr(error, "orig", error), "sqlstate", None) in _GIVE_WAY:
                 continue
             raise DependencyDown() from error
-        except (OSError, PoolTimeout, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, PoolTimeout, TimeoutError, asyncpg.InterfaceError) as error:
             raise DependencyDown() from error
     raise AssertionError("unreachable")

@@ -48,6 +48,9 @@ class SqliteAccess:
     async def write(self, work: Work[T], *, is_long: bool = False) -> T:  # noqa: ARG002
         return await self._writer.run(lambda connection: work(connection, Moment(self._clock.now())))
 
+    async def issue(self, work: Work[T]) -> T:
+        return await self.write(work)
+
     def set_doorbell(self, ring: Callable[[], None]) -> None:
         self._writer.on_publish = ring
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from identity.domain.grants import NewCredential
@@ -226,12 +226,14 @@ class SqlAccountStore:
 
     async def is_audience(self, name: str) -> bool:
         def work(connection: Connection, _: Moment) -> bool:
-            found = select(accounts.c.account_id).where(
-                accounts.c.normalised_username == name, accounts.c.kind == AccountKind.SERVICE
-            )
-            return connection.execute(found).first() is not None
+            return connection.execute(_SERVICE_BY_NAME, {"name": name}).first() is not None
 
         return await self._access.look_up(work)
+
+
+_SERVICE_BY_NAME = select(accounts.c.account_id).where(
+    accounts.c.normalised_username == bindparam("name"), accounts.c.kind == AccountKind.SERVICE
+)
 
 
 def _insert_account(connection: Connection, account: NewAccount, moment: Moment) -> None:

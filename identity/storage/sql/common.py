@@ -46,6 +46,10 @@ OPAQUE_CACHE_SECONDS = 60
 PUBLISHED = "published"
 """A key of Connection.info: set by work that appended to the feed."""
 
+CONFIRMS = "confirms"
+"""An execution option of a statement that writes only where what was read still stands, and answers a row if it does:
+it needs no transaction around."""
+
 CHANNEL = "identity_feed"
 """PostgreSQL tells on it that something was published."""
 
@@ -85,6 +89,16 @@ def is_postgres(connection: Connection) -> bool:
 def upsert(connection: Connection, table: Table) -> Any:
     """INSERT with ON CONFLICT, in the database's own dialect."""
     return postgresql.insert(table) if is_postgres(connection) else sqlite.insert(table)
+
+
+class NeedsTransaction(Exception):
+    """Work that was begun without a transaction writes more than one statement can."""
+
+
+def need_transaction(connection: Connection) -> None:
+    """Raises NeedsTransaction, for Access.issue, where there is none; nothing must have been written yet."""
+    if not connection.in_transaction():
+        raise NeedsTransaction
 
 
 def take_turn(connection: Connection) -> None:

@@ -25,7 +25,15 @@ from identity.domain.refusals import Cause, Rejected
 from identity.domain.roles import narrow
 from identity.domain.values import AccountKind, AccountRef, Act, EndReason
 from identity.storage.access import Access
-from identity.storage.sql.common import Moment, join_words, split_words, take_turn, upsert, write_audit
+from identity.storage.sql.common import (
+    Moment,
+    join_words,
+    need_transaction,
+    split_words,
+    take_turn,
+    upsert,
+    write_audit,
+)
 from identity.storage.sql.issuing import marks_of_use, note_use
 from identity.storage.sql.once import find_done, note_done
 from identity.storage.sql.rows import (
@@ -101,6 +109,8 @@ class SqlCredentialStore:
                 is_limited=issued.is_limited or bool(use.requested_scopes),
             )
             admit(issued)
+            if use.assertion is not None:
+                need_transaction(connection)
             marks = marks_of_use(row, moment, use.access_lifetime)
             if not note_use(connection, row, marks, act, moment, action):
                 return None
@@ -109,8 +119,10 @@ class SqlCredentialStore:
             return issued
 
         # Nothing is held before the proof: whoever only knows an id makes nobody wait, and does not see who waits. What
-        # changed between the reading and the writing is rare; the second time it cannot.
-        issued = await self._access.write(partial(work, find=find_grant))
+        # changed between the reading and the writing is rare, but for the marks, which many would move at once when a
+        # second begins; the last time it cannot.
+        issued = await self._access.issue(partial(work, find=find_grant))
+        issued = issued or await self._access.issue(partial(work, find=find_grant))
         issued = issued or await self._access.write(partial(work, find=hold_grant))
         assert issued is not None  # noqa: S101 - what is held does not change
         return issued

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
 from identity.domain.grants import Admit, ApiKeyUse, BearerRecord, Derivation, GrantKind, GrantSnapshot, GrantStatus
 from identity.domain.values import AccountRef, Act, Ended, EndReason
@@ -53,9 +53,7 @@ class SqlGrantStore:
 
     async def find_secret_hash(self, grant_id: str) -> bytes | None:
         def work(connection: Connection, _: Moment) -> bytes | None:
-            found: bytes | None = connection.execute(
-                select(grants.c.secret_hash).where(grants.c.grant_id == grant_id)
-            ).scalar()
+            found: bytes | None = connection.execute(_SECRET_HASH, {"id": grant_id}).scalar()
             return found
 
         return await self._access.look_up(work)
@@ -160,6 +158,9 @@ class SqlGrantStore:
             )
 
         return await self._access.read(work)
+
+
+_SECRET_HASH = select(grants.c.secret_hash).where(grants.c.grant_id == bindparam("id"))
 
 
 def _check_bound(row: RowMapping, derivation: Derivation) -> None:

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from identity.domain.audit_events import OK, Personal
 from identity.domain.values import Act
-from identity.storage.sql.common import INSERT_BOTH, Moment, event_rows, given, insert_both, is_postgres, write_audit
-from identity.storage.tables import accounts, grants
+from identity.storage.sql.common import (
+    CONFIRMS,
+    INSERT_BOTH,
+    Moment,
+    event_rows,
+    given,
+    insert_both,
+    is_postgres,
+    write_audit,
+)
+from identity.storage.tables import accounts, audit_personal, grants
 
 
 def marks_of_use(row: Mapping[Any, Any], moment: Moment, access_lifetime: int) -> dict[str, int]:
@@ -54,24 +63,25 @@ def note_use(
 ) -> bool:
     """The same for a row of joined_grants that was read and is not held; -> whether it still stands as it was read.
 
-    Where the grant has ended since, or the account's generation has risen, as it does with every change of what an
-    account may, nothing is written. Otherwise nobody ends it, nor changes its account, until the transaction ends.
+    Where the grant has ended since, or its session was renewed, or the account's generation has risen, as it does with
+    every change of what an account may, nothing is written. Otherwise nobody ends it, nor changes its account, until
+    the transaction ends; it may be that of this statement alone (Access.issue).
     """
     if not is_postgres(connection):
         note_issue(connection, row, moved, act, moment, action)
         return True
     ids = {"account_id": row["account_id"], "grant_id": row["grant_id"], "subject": ""}
     event, side = event_rows(act, moment, action, OK, Personal(act.origin, act.user_agent, ""), ids)
-    as_read = {"read_account_id": row["account_id"], "read_generation": row["generation"]}
+    as_read = {f"read_{name}": row[name] for name in ("account_id", "generation", "count", "latest_expire_time")}
     values = {f"new_{name}": value for name, value in moved.items()} | {"moved_grant_id": row["grant_id"]}
     noted = connection.execute(_confirm_and_audit(*sorted(moved)), given(event, side) | as_read | values)
-    return noted.rowcount == 1
+    return noted.first() is not None
 
 
 @cache
 def _confirm_and_audit(*names: str) -> Any:
     """The account is held, and then the grant; what is held is audited. Others that use the grant may hold both, too,
-    unless it moves: then they wait, and what they wrote is not set back.
+    unless it moves: then they wait, and begin again if it was moved as far as they would have.
     """
     account = (
         select(accounts.c.account_id)
@@ -80,13 +90,20 @@ def _confirm_and_audit(*names: str) -> Any:
         .with_for_update(read=True)
         .cte("account")
     )
-    is_it = (grants.c.grant_id == bindparam("moved_grant_id")) & (grants.c.account_id == account.c.account_id)
-    is_live = is_it & grants.c.end_time.is_(None)
-    if not names:
-        held = select(grants.c.grant_id).join_from(grants, account, is_live).with_for_update(of=grants, read=True)
-        return insert_both(held.cte("held"))
-    later = {name: func.greatest(grants.c[name], bindparam(f"new_{name}", type_=grants.c[name].type)) for name in names}
-    return insert_both(update(grants).where(is_live).values(later).returning(grants.c.grant_id).cte("held"))
+    stands = (
+        (grants.c.grant_id == bindparam("moved_grant_id"))
+        & (grants.c.account_id == account.c.account_id)
+        & grants.c.end_time.is_(None)
+        & grants.c.count.is_not_distinct_from(bindparam("read_count"))
+    )
+    if "latest_expire_time" in names:
+        stands &= grants.c.latest_expire_time == bindparam("read_latest_expire_time")
+    if names:
+        held = _move(*names).where(stands).returning(grants.c.grant_id).cte("held")
+    else:
+        held = select(grants.c.grant_id).where(stands).with_for_update(of=grants, read=True).cte("held")
+    confirmed = insert_both(held).returning(audit_personal.c.event_id)
+    return confirmed.execution_options(**{CONFIRMS: True})
 
 
 @cache

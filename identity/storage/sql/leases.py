@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, delete, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from identity.storage.access import Access
@@ -18,7 +18,7 @@ class SqlLeaseStore:
 
     async def take(self, name: str, holder: str, seconds: float) -> bool:
         def look(connection: Connection, moment: Moment) -> bool | None:
-            row = connection.execute(select(leases).where(leases.c.name == name)).mappings().first()
+            row = connection.execute(_BY_NAME, {"name": name}).mappings().first()
             return None if row is None else _known(row, holder, seconds, moment)
 
         def work(connection: Connection, moment: Moment) -> bool:
@@ -43,6 +43,9 @@ class SqlLeaseStore:
             connection.execute(delete(leases).where(leases.c.holder == holder))
 
         await self._access.write(work)
+
+
+_BY_NAME = select(leases).where(leases.c.name == bindparam("name"))
 
 
 def _known(row: RowMapping, holder: str, seconds: float, moment: Moment) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, bindparam, select
 
 from identity.domain.grants import GrantKind, TokenStatus
 from identity.domain.values import Act, EndReason, KeyState, Standing, TokenIdentity
@@ -87,8 +87,7 @@ class SqlRevocationStore:
 
     async def entries_since(self, version: int, limit: int) -> list[tuple[int, Entry]]:
         def work(connection: Connection, _: Moment) -> list[tuple[int, Entry]]:
-            later = select(revocations).where(revocations.c.version > version)
-            rows = connection.execute(later.order_by(revocations.c.version).limit(limit)).mappings()
+            rows = connection.execute(_LATER, {"after": version, "most": limit}).mappings()
             return [(row["version"], entry_of(row)) for row in rows]
 
         return await self._access.look_up(work)
@@ -105,6 +104,14 @@ class SqlRevocationStore:
             return epoch, version, [_batch_of(part) for part in rows.partitions()]
 
         return await self._access.read(work, is_long=True)
+
+
+_LATER = (
+    select(revocations)
+    .where(revocations.c.version > bindparam("after"))
+    .order_by(revocations.c.version)
+    .limit(bindparam("most"))
+)
 
 
 def _full_until(connection: Connection, grant_id: str, moment: Moment) -> int | None:
@@ -162,8 +169,11 @@ def _batch_of(rows: Iterable[Any]) -> Batch:
 
 
 def _head(connection: Connection) -> tuple[str, int]:
-    row = connection.execute(select(feed_head)).mappings().one()
+    row = connection.execute(_HEAD).mappings().one()
     return row["epoch"], row["version"]
+
+
+_HEAD = select(feed_head)
 
 
 def _standing(connection: Connection, token: TokenIdentity, moment: Moment) -> Standing:

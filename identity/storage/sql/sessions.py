@@ -14,11 +14,10 @@ from identity.domain.roles import narrow
 from identity.domain.values import AccountRef, Act, EndReason, PasswordChange
 from identity.storage.access import Access
 from identity.storage.sql.common import Moment, join_words, publish_generation, split_words, write_audit
-from identity.storage.sql.issuing import marks_of_use, note_issue, to_the_minute
+from identity.storage.sql.issuing import marks_of_use, note_use, to_the_minute
 from identity.storage.sql.rows import (
     find_grant,
     hold_account,
-    hold_grant,
     is_live,
     scopes_of,
     snapshot,
@@ -84,18 +83,18 @@ class SqlSessionStore:
         self, session: SessionRecord, grace_lifetime: int, access_lifetime: int, admit: Admit, act: Act
     ) -> GrantSnapshot | None:
         def work(connection: Connection, moment: Moment) -> GrantSnapshot | None:
-            row = _held(connection, session, moment)
+            row = _found(connection, session, moment)
             if row is None:
                 return None
             expire_time = min(moment.now + row["idle_lifetime"], row["absolute_expire_time"])
             moved = {"count": session.count + 1, "grace_until": moment.now + grace_lifetime, "expire_time": expire_time}
             moved |= marks_of_use(row, moment, access_lifetime)
             issued = _admitted(connection, {**row, **moved}, admit, moment)
-            note_issue(connection, row, moved, act, moment, "session.refresh")
+            is_noted = note_use(connection, row, moved, act, moment, "session.refresh")
             failpoints.hit("rotate.before_commit")
-            return issued
+            return issued if is_noted else None
 
-        rotated = await self._access.write(work)
+        rotated = await self._access.issue(work)
         failpoints.hit("rotate.after_commit")
         return rotated
 
@@ -103,15 +102,15 @@ class SqlSessionStore:
         self, session: SessionRecord, access_lifetime: int, admit: Admit, act: Act
     ) -> GrantSnapshot | None:
         def work(connection: Connection, moment: Moment) -> GrantSnapshot | None:
-            row = _held(connection, session, moment)
+            row = _found(connection, session, moment)
             if row is None:
                 return None
             issued = _admitted(connection, row, admit, moment)
             marks = marks_of_use(row, moment, access_lifetime)
-            note_issue(connection, row, marks, act, moment, "session.refresh_repeat")
-            return issued
+            is_noted = note_use(connection, row, marks, act, moment, "session.refresh_repeat")
+            return issued if is_noted else None
 
-        return await self._access.write(work)
+        return await self._access.issue(work)
 
     async def get(self, account_id: str, grant_id: str) -> Session:
         def work(connection: Connection, moment: Moment) -> Session:
@@ -204,9 +203,9 @@ def _session_row(session: NewSession, act: Act, moment: Moment) -> dict[str, Any
     }
 
 
-def _held(connection: Connection, session: SessionRecord, moment: Moment) -> RowMapping | None:
+def _found(connection: Connection, session: SessionRecord, moment: Moment) -> RowMapping | None:
     """The session's row where count and liveness are as *session* says. Raises SessionEnded: account disabled."""
-    row = hold_grant(connection, session.grant_id)
+    row = find_grant(connection, session.grant_id)
     if row is None or row["count"] != session.count or not is_live(row, moment):
         return None
     if row["disable_time"] is not None:
