@@ -47,8 +47,9 @@ CHANGES = {
     "disabled": "UPDATE accounts SET disable_time = 1, generation = generation + 1",
     "roles": "UPDATE accounts SET roles = 'manager', generation = generation + 1",
     "ended": "UPDATE grants SET end_time = 1",
-    "another use": "UPDATE grants SET latest_expire_time = latest_expire_time + 1000",
+    "another use": "UPDATE grants SET latest_expire_time = 4000000000",
 }
+SET_BACK = "SELECT grant_id FROM grants WHERE latest_expire_time < 4000000000"
 
 REPEATABLE_READ = "default_transaction_isolation = 'repeatable read'"
 
@@ -127,6 +128,7 @@ async def test_what_changes_between_the_reading_and_the_statement_counts(url: st
     assert (issued is None) == (change in ("disabled", "ended"))
     assert count_rows(url, "audit_events") == events + (issued is not None)
     assert query(url, "SELECT event_id FROM audit_events EXCEPT SELECT event_id FROM audit_personal") == []
+    assert change != "another use" or query(url, SET_BACK) == []
 
 
 @asynccontextmanager
@@ -165,6 +167,7 @@ async def test_what_changes_while_the_statement_waits_counts_once_it_is_committe
         await getattr(transaction, end)()
         issued = await using
     assert issued is None or is_of_now(url, issued)
+    assert (end, change) != ("commit", "another use") or query(url, SET_BACK) == []
     assert (issued is None) == (end == "commit" and change in ("disabled", "ended"))
 
 
@@ -223,6 +226,7 @@ async def test_an_assertion_is_spent_in_the_transaction_of_its_use(stores: Store
         await stores.credentials.use(grant_id, proves(wanted), refuse, "assertion.use", ACT)
     assert dump(url) == before
     assert await use_secret(stores, grant_id, assertion=wanted.assertion)
+    assert query(url, "SELECT count(*) FROM audit_events WHERE action = 'client_secret.use'") == [(1,)]
     with pytest.raises(Rejected):
         await use_secret(stores, grant_id, assertion=wanted.assertion)
 
