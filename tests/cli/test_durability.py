@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, func, select
 
 from identity.config import Settings
 from identity.doctor import Finding, Patient, Severity, examine
 from identity.storage.database import migrate_database, open_stores
 from identity.storage.postgres import PostgresAccess
+from identity.storage.sql.common import Moment
 from tests.clients.issuer import FixedClock
 from tests.postgres_server import PostgresServer, in_own_loop
 
@@ -54,16 +55,18 @@ async def durability(url: str) -> list[Finding]:
     return [finding for finding in findings if finding.check == "durability"]
 
 
+_SETTING = select(func.current_setting("synchronous_commit"))
+
+
 async def synchronous_commit(url: str) -> set[str]:
-    """What is in force where the service writes, reads and looks up."""
+    """What is in force where the service writes, issues, reads and looks up."""
     access = PostgresAccess(url, FixedClock(time.time()), connections=3)
-    show = text("SHOW synchronous_commit")
+
+    def look(connection: Connection, _: Moment) -> str:
+        return str(connection.execute(_SETTING).scalar())
+
     try:
-        return {
-            await access.write(lambda connection, _: connection.execute(show).scalar_one()),
-            await access.read(lambda connection, _: connection.execute(show).scalar_one()),
-            await access.look_up(lambda connection, _: connection.execute(show).scalar_one()),
-        }
+        return {await way(look) for way in (access.write, access.issue, access.read, access.look_up)}
     finally:
         await access.close()
 
