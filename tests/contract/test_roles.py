@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Connection
 
+from identity.domain.grants import GrantSnapshot
 from identity.domain.values import RoleChange, Standing
 from identity.storage.database import Stores
 from identity.storage.sql import roles as sql_roles
@@ -206,10 +207,16 @@ async def test_a_renewal_beside_a_change_of_roles_has_both_old_or_both_new(
     held = await stores.sessions.find((await log_in(stores, carol)).grant_id)
     assert held is not None
     change = stores.accounts.set_roles(by_id(carol.account_id), ("manager",), ACT)
-    renewal = stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT)
+
+    async def renew() -> GrantSnapshot:
+        """As its caller does: what was changed between the decision and the writing is decided again."""
+        while (rotated := await stores.sessions.rotate(held, 60, LIFETIME, admit_all, ACT)) is None:
+            pass
+        return rotated
+
+    renewal = renew()
     if is_change_first:
         _, rotated = await asyncio.gather(change, renewal)
     else:
         rotated, _ = await asyncio.gather(renewal, change)
-    assert rotated is not None
-    assert (rotated.roles, rotated.generation) == ((("manager",), 2) if is_change_first else (("clerk",), 1))
+    assert (rotated.roles, rotated.generation) in ((("clerk",), 1), (("manager",), 2))
