@@ -29,7 +29,8 @@ _REMEMBERED = 50
 
 async def _serve(directory: Path, database: str) -> None:
     clock = FixedClock()
-    server = Server(replace(settings(directory), database=database), clock)
+    # Few connections, so that all of them are open after the warm-up.
+    server = Server(replace(settings(directory), database=database, database_connections=4), clock)
     address = await server.start()
     assert server.house is not None
     await prepare(server.house)
