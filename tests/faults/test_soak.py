@@ -36,9 +36,9 @@ MEMORY_KIB = 8_192
 """By which a server may have grown beyond the warm-up; 2,400 cycles were seen to take 4.6 MB, and 9,600 to take 7.2:
 SQLite keeps pages of a database that grows, up to two megabytes for each connection."""
 
-BLOCKS = {"sqlite": 3_000, "postgresql": 15_000}
+BLOCKS = {"sqlite": 3_000, "postgresql": 8_000}
 """The same in live blocks of Python's allocator. On SQLite 2,400 cycles were seen to take 2,200, and 9,600 took 1,700;
-on PostgreSQL, where each connection comes to remember its statements, 1,800 take 10,400, and 7,200 take 12,800."""
+on PostgreSQL, where each connection comes to remember its statements, 2,400 take 5,600."""
 
 
 class SoakServer:
