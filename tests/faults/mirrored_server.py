@@ -7,7 +7,6 @@ its database for each line on its standard input, and stops where that ends.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,39 +22,22 @@ from identity_client.clock import SystemClock
 from identity_client.trust.entries import EntryKind
 from tests.attacks.counting_server import settings
 from tests.clients.issuer import new_id
+from tests.faults.harness.dialogue import Dialogue
 from tests.rpc.api import prepare
 
 _LIFETIME_SECONDS = 7_200
 
 
-class MirroredServer:
+class MirroredServer(Dialogue):
     """That process. *folder* is empty."""
 
     def __init__(self, folder: Path, redis_url: str, revocations: int) -> None:
         MasterKey.generate(folder / "master.key")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.mirrored_server", str(folder), redis_url, str(revocations)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.address = self._line()
+        super().__init__("tests.faults.mirrored_server", str(folder), redis_url, str(revocations))
 
     def version(self) -> int:
         """The newest in the database."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return int(self._line())
-
-    def stop(self) -> None:
-        self._process.communicate(timeout=30)
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the server has ended"
-        return line.strip()
+        return int(self.ask())
 
 
 async def _serve(directory: Path, redis_url: str, count: int) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pytest
 from identity.storage.sealing import MasterKey
 from identity.v1 import authentication_pb2, session_pb2, trust_pb2, trust_pb2_grpc
 from tests.databases import KINDS, is_postgres
+from tests.faults.harness.dialogue import Dialogue
 from tests.faults.harness.rounds import times
 from tests.rpc.api import Api, Metadata, bearer
 
@@ -41,35 +40,17 @@ BLOCKS = {"sqlite": 3_000, "postgresql": 8_000}
 on PostgreSQL, where each connection comes to remember its statements, 2,400 take 5,600."""
 
 
-class SoakServer:
+class SoakServer(Dialogue):
     """The process of soak_server."""
 
     def __init__(self, directory: Path, database: str) -> None:
         MasterKey.generate(directory / "master.key")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.soak_server", str(directory), database],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.address = self._line().strip()
+        super().__init__("tests.faults.soak_server", str(directory), database)
 
     def rest(self, seconds: float) -> dict[str, int]:
         """What the server holds *seconds* later by its clock, with what has expired forgotten."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        held: dict[str, int] = json.loads(self._line())
+        held: dict[str, int] = json.loads(self.ask(str(seconds)))
         return held
-
-    def stop(self) -> None:
-        self._process.communicate(timeout=30)
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the server has ended"
-        return line
 
 
 @pytest.fixture
