@@ -247,11 +247,7 @@ def _engine(url: str, connections: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def wait_for_the_disk(connection: Any, _: object) -> None:
-        try:
-            connection.run_async(lambda driver: driver.execute(SYNCHRONOUS_COMMIT))
-        except BaseException:
-            connection.driver_connection.terminate()  # the pool forgets it, and would leave it open
-            raise
+        connection.run_async(lambda driver: driver.execute(SYNCHRONOUS_COMMIT))
 
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, *_: object) -> None:

@@ -14,11 +14,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import func, select
 
 from identity.domain.grants import CredentialUse, GrantKind, GrantSnapshot, UsedAssertion
 from identity.domain.refusals import Cause, Rejected
 from identity.storage import direct
 from identity.storage.database import Stores, open_stores
+from identity.storage.postgres import _engine
+from identity.storage.tables import accounts
 from identity_client.errors import DependencyDown
 from tests.clients.issuer import FixedClock
 from tests.contract.builders import (
@@ -257,6 +260,27 @@ async def test_a_caller_who_leaves_does_not_stop_what_has_begun(stores: Stores, 
             await using
     await stores.close()  # waits for what runs
     assert count_rows(url, "audit_events") == events + 1
+
+
+async def test_a_connection_whose_statement_was_left_is_used_no_more(stores: Stores, url: str) -> None:
+    """Its other end may be gone without a word: whoever came next would wait for it."""
+    await create_service(stores, "orders", "clerk")
+    engine, pid = _engine(url, 1), select(func.pg_backend_pid())
+
+    async def run(statement: Any) -> int:
+        found: int = await direct.run_direct(engine, lambda connection: connection.execute(statement).scalar())
+        return found
+
+    before = await run(pid)
+    assert await run(pid) == before
+    async with changing(url, "SELECT 1 FROM accounts FOR UPDATE"):
+        asking = asyncio.create_task(run(pid.select_from(accounts).with_for_update()))
+        await until_it_waits(url)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert await run(pid) != before
+    await engine.dispose()
 
 
 async def test_what_runs_with_every_call_is_compiled_once(stores: Stores, clock: FixedClock, url: str) -> None:
